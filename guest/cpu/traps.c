@@ -1,0 +1,100 @@
+#include "cpu/traps.h"
+
+#include <stddef.h>
+
+#include "cpu/descriptor_table.h"
+#include "cpu/gdt.h"
+#include "cpu/registers.h"
+#include "monitor/records.h"
+#include "vmx/instructions.h"
+
+enum {
+	VECTORS = 256,
+	STUB_BYTES = 16,
+	VECTOR_DOUBLE_FAULT = 8,
+	DOUBLE_FAULT_IST = 1,
+	GATE_INTERRUPT = 0x8e, /* present, DPL 0, 64-bit interrupt gate */
+};
+
+/* SDM Vol. 3A, 6.14.1: 64-bit gate. */
+struct gate {
+	uint16_t offset_low;
+	uint16_t selector;
+	uint8_t ist;
+	uint8_t type;
+	uint16_t offset_middle;
+	uint32_t offset_high;
+	uint32_t reserved;
+};
+
+struct fixup {
+	uint64_t instruction;
+	uint64_t resume;
+};
+
+extern const uint8_t trap_stubs[];
+extern const struct fixup fixups_start[], fixups_end[];
+
+/* Not static: the harness takes this address for the host-state area. */
+struct gate monitor_idt[VECTORS] __attribute__((aligned(16)));
+struct recovery *trap_recovery;
+
+void traps_init(void)
+{
+	for (unsigned int vector = 0; vector < VECTORS; vector++) {
+		uint64_t stub = (uintptr_t)trap_stubs + vector * STUB_BYTES;
+		monitor_idt[vector] = (struct gate){
+			.offset_low = (uint16_t)stub,
+			.selector = SELECTOR_CODE,
+			.ist = vector == VECTOR_DOUBLE_FAULT ? DOUBLE_FAULT_IST : 0,
+			.type = GATE_INTERRUPT,
+			.offset_middle = (uint16_t)(stub >> 16),
+			.offset_high = (uint32_t)(stub >> 32),
+		};
+	}
+	traps_reload();
+}
+
+void traps_reload(void)
+{
+	struct descriptor_table_register idtr = {sizeof(monitor_idt) - 1, (uintptr_t)monitor_idt};
+	asm volatile("lidt %0" : : "m"(idtr));
+}
+
+static const struct fixup *find_fixup(uint64_t rip)
+{
+	for (const struct fixup *fixup = fixups_start; fixup < fixups_end; fixup++)
+		if (fixup->instruction == rip)
+			return fixup;
+	return NULL;
+}
+
+static void report(const char *kind, const struct trap_frame *frame)
+{
+	record_begin(kind);
+	record_number("vector", frame->vector);
+	record_number("code", frame->error_code);
+	record_number("rip", frame->rip);
+	record_number("rsp", frame->rsp);
+	record_number("rflags", frame->rflags);
+	record_number("cr2", read_cr2());
+	record_end();
+}
+
+/* Called from cpu/trap_entry.S. */
+void trap_handle(struct trap_frame *frame)
+{
+	const struct fixup *fixup = find_fixup(frame->rip);
+	if (fixup) {
+		frame->rip = fixup->resume;
+		frame->rax = vmx_fault((uint8_t)frame->vector, (uint32_t)frame->error_code);
+		return;
+	}
+	if (!trap_recovery || frame->vector == VECTOR_DOUBLE_FAULT) {
+		report("panic", frame);
+		for (;;)
+			asm volatile("cli; hlt");
+	}
+	report("fault", frame);
+	recovery_go(trap_recovery);
+}

@@ -1,0 +1,431 @@
+#include "monitor/script.h"
+
+#include "cpu/traps.h"
+#include "lib/memory.h"
+#include "monitor/exits.h"
+#include "monitor/reader.h"
+#include "monitor/records.h"
+#include "protocol.h"
+#include "vmx/instructions.h"
+#include "vmx/operation.h"
+#include "vmx/entry.h"
+#include "vmx_facts.h"
+
+enum { NAME_BYTES = 64, MEMORY_RECORD_BYTES = 256, NO_VMCS = 1 /* no VMCS lies at an odd address */ };
+
+/* What the running script has done so far: all that has to be undone at its end. */
+static struct {
+	struct exit_policy policy;
+	bool in_vmx_operation;
+	uint64_t current_vmcs;
+	uint32_t id;
+	const char *why;
+	bool ended;
+} run;
+
+static void report_outcome(const char *operation, vmx_outcome outcome)
+{
+	record_begin("vmx");
+	record_word("op", operation);
+	record_outcome(outcome);
+	record_end();
+}
+
+static bool op_case(struct reader *script)
+{
+	char name[NAME_BYTES + 1];
+	uint8_t length;
+	const uint8_t *text;
+	run.id = take32(script);
+	length = take8(script);
+	text = take(script, length);
+	if (script->overrun || length > NAME_BYTES)
+		return false;
+	memcpy(name, text, length);
+	name[length] = 0;
+	record_begin("case");
+	record_number("id", run.id);
+	if (length)
+		record_word("name", name);
+	record_end();
+	return true;
+}
+
+static void op_fill(struct reader *script)
+{
+	uint64_t address = take64(script);
+	uint32_t bytes = take32(script);
+	uint8_t value = take8(script);
+	if (!script->overrun)
+		memset(at_physical(address), value, bytes);
+}
+
+static void op_data(struct reader *script)
+{
+	uint64_t address = take64(script);
+	uint32_t bytes = take32(script);
+	const uint8_t *data = take(script, bytes);
+	if (!script->overrun)
+		memcpy(at_physical(address), data, bytes);
+}
+
+/* first, first + stride, ...: a page table in a few bytes. */
+static void op_sequence(struct reader *script)
+{
+	uint64_t *entry = at_physical(take64(script));
+	uint32_t count = take32(script);
+	uint64_t value = take64(script), stride = take64(script);
+	if (script->overrun)
+		return;
+	for (; count; count--, value += stride)
+		*entry++ = value;
+}
+
+/* The revision identifier is the processor's: an image is not made for one processor (SDM Vol. 3C, 25.2). */
+static void op_revision(struct reader *script)
+{
+	uint32_t *region = at_physical(take64(script));
+	uint32_t flags = take32(script);
+	uint64_t basic = 0;
+	vmx_capability(MSR_IA32_VMX_BASIC, &basic);
+	if (!script->overrun)
+		*region = ((uint32_t)basic & 0x7fffffffu) | flags;
+}
+
+static vmx_outcome op_vmwrites(struct reader *script, vmx_outcome *last_failure)
+{
+	uint32_t total = take16(script), written = 0;
+	vmx_outcome outcome;
+	*last_failure = VMX_SUCCEED;
+	for (uint32_t i = 0; i < total && !script->overrun; i++) {
+		uint32_t field = take32(script);
+		outcome = vmx_vmwrite(field, take64(script));
+		if (outcome == VMX_SUCCEED) {
+			written++;
+			continue;
+		}
+		*last_failure = outcome;
+		record_begin("vmx");
+		record_word("op", "vmwrite");
+		record_number("field", field);
+		record_outcome(outcome);
+		record_end();
+	}
+	record_begin("vmx");
+	record_word("op", "vmwrite");
+	record_number("n", written);
+	record_word("rc", "ok");
+	record_end();
+	return *last_failure;
+}
+
+static vmx_outcome op_vmread(struct reader *script)
+{
+	uint64_t value = 0;
+	uint32_t field = take32(script);
+	vmx_outcome outcome = vmx_vmread(field, &value);
+	record_begin("vmx");
+	record_word("op", "vmread");
+	record_number("field", field);
+	if (outcome == VMX_SUCCEED)
+		record_number("value", value);
+	record_outcome(outcome);
+	record_end();
+	return outcome;
+}
+
+static vmx_outcome op_vmptrst(void)
+{
+	uint64_t pointer = 0;
+	vmx_outcome outcome = vmx_vmptrst(&pointer);
+	record_begin("vmx");
+	record_word("op", "vmptrst");
+	if (outcome == VMX_SUCCEED)
+		record_number("value", pointer);
+	record_outcome(outcome);
+	record_end();
+	return outcome;
+}
+
+static vmx_outcome op_msr(struct reader *script, bool write)
+{
+	uint32_t msr = take32(script);
+	uint64_t value = write ? take64(script) : 0;
+	vmx_outcome outcome = write ? try_wrmsr(msr, value) : try_rdmsr(msr, &value);
+	record_begin("vmx");
+	record_word("op", write ? "wrmsr" : "rdmsr");
+	record_number("msr", msr);
+	if (!write && outcome == VMX_SUCCEED)
+		record_number("value", value);
+	record_outcome(outcome);
+	record_end();
+	return outcome;
+}
+
+static vmx_outcome op_invalidate(struct reader *script, bool vpid)
+{
+	uint64_t type = take64(script);
+	struct vmx_invalidation descriptor;
+	vmx_outcome outcome;
+	descriptor.low = take64(script);
+	descriptor.high = take64(script);
+	outcome = vpid ? vmx_invvpid(type, &descriptor) : vmx_invept(type, &descriptor);
+	report_outcome(vpid ? "invvpid" : "invept", outcome);
+	return outcome;
+}
+
+/* VMXON, VMCLEAR, VMPTRLD: an address as operand, and what the monitor has to remember of it. */
+static vmx_outcome op_region(struct reader *script, enum op op)
+{
+	uint64_t region = take64(script);
+	vmx_outcome outcome;
+	switch (op) {
+	case OP_VMXON:
+		outcome = vmx_vmxon(&region);
+		if (outcome == VMX_SUCCEED)
+			run.in_vmx_operation = true;
+		report_outcome("vmxon", outcome);
+		return outcome;
+	case OP_VMCLEAR:
+		outcome = vmx_vmclear(&region);
+		if (outcome == VMX_SUCCEED && region == run.current_vmcs)
+			run.current_vmcs = NO_VMCS;
+		report_outcome("vmclear", outcome);
+		return outcome;
+	default:
+		outcome = vmx_vmptrld(&region);
+		if (outcome == VMX_SUCCEED)
+			run.current_vmcs = region;
+		report_outcome("vmptrld", outcome);
+		return outcome;
+	}
+}
+
+static vmx_outcome op_vmxoff(void)
+{
+	vmx_outcome outcome = vmx_vmxoff();
+	if (outcome == VMX_SUCCEED)
+		run.in_vmx_operation = false;
+	report_outcome("vmxoff", outcome);
+	return outcome;
+}
+
+static vmx_outcome op_control_register(struct reader *script, bool cr4)
+{
+	uint64_t value = take64(script);
+	vmx_outcome outcome = cr4 ? try_write_cr4(value) : try_write_cr0(value);
+	report_outcome(cr4 ? "mov-cr4" : "mov-cr0", outcome);
+	return outcome;
+}
+
+static vmx_outcome op_vmcall(void)
+{
+	vmx_outcome outcome = vmx_vmcall();
+	report_outcome("vmcall", outcome);
+	return outcome;
+}
+
+static void op_registers(struct reader *script)
+{
+	uint16_t mask = take16(script);
+	for (unsigned int i = 0; i < GENERAL_REGISTERS; i++)
+		if (mask & 1u << i)
+			l2_registers[i] = take64(script);
+}
+
+static bool op_watch(struct reader *script)
+{
+	unsigned int fields = take8(script);
+	if (fields > MAX_WATCHED_FIELDS)
+		return false;
+	for (unsigned int i = 0; i < fields; i++)
+		run.policy.watched[i] = take32(script);
+	run.policy.watched_count = fields;
+	return true;
+}
+
+static void op_defaults(struct reader *script)
+{
+	const uint8_t *defaults = take(script, EXIT_REASONS);
+	if (!script->overrun)
+		memcpy(run.policy.defaults, defaults, EXIT_REASONS);
+}
+
+static bool op_reaction(struct reader *script)
+{
+	struct reaction *reaction;
+	if (run.policy.reaction_count == MAX_REACTIONS)
+		return false;
+	reaction = &run.policy.reactions[run.policy.reaction_count++];
+	*reaction = (struct reaction){.reason = take16(script)};
+	reaction->from_match = take32(script);
+	reaction->match_count = take32(script);
+	reaction->qualification_mask = take64(script);
+	reaction->qualification_value = take64(script);
+	reaction->action_bytes = take16(script);
+	reaction->actions = take(script, reaction->action_bytes);
+	return true;
+}
+
+/* After a "stop" the script goes on; a failed VMLAUNCH is an outcome like any other; the rest ends the case. */
+static vmx_outcome op_enter(struct reader *script)
+{
+	bool resume = take8(script);
+	uint32_t max_exits = take32(script);
+	vmx_outcome outcome = VMX_SUCCEED;
+	if (script->overrun)
+		return outcome;
+	run.why = exits_run(&run.policy, resume, max_exits, &outcome);
+	run.ended = outcome == VMX_SUCCEED && strcmp(run.why, "stop") != 0;
+	return outcome;
+}
+
+static void op_memory(struct reader *script)
+{
+	uint64_t address = take64(script);
+	uint32_t bytes = take32(script);
+	while (bytes && !script->overrun) {
+		uint32_t chunk = bytes < MEMORY_RECORD_BYTES ? bytes : MEMORY_RECORD_BYTES;
+		record_begin("memory");
+		record_number("at", address);
+		record_bytes("data", at_physical(address), chunk);
+		record_end();
+		address += chunk;
+		bytes -= chunk;
+	}
+}
+
+/* Executes one operation. *outcome says how a VMX instruction ended; false: the script can't be read. */
+static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
+{
+	*outcome = VMX_SUCCEED;
+	switch (op) {
+	case OP_END:
+		script->position = script->end;
+		return true;
+	case OP_CASE:
+		return op_case(script);
+	case OP_FILL:
+		op_fill(script);
+		return true;
+	case OP_DATA:
+		op_data(script);
+		return true;
+	case OP_SEQUENCE:
+		op_sequence(script);
+		return true;
+	case OP_REVISION:
+		op_revision(script);
+		return true;
+	case OP_VMXON:
+	case OP_VMCLEAR:
+	case OP_VMPTRLD:
+		*outcome = op_region(script, op);
+		return true;
+	case OP_VMXOFF:
+		*outcome = op_vmxoff();
+		return true;
+	case OP_VMPTRST:
+		*outcome = op_vmptrst();
+		return true;
+	case OP_VMREAD:
+		*outcome = op_vmread(script);
+		return true;
+	case OP_VMWRITES:
+		op_vmwrites(script, outcome);
+		return true;
+	case OP_INVEPT:
+	case OP_INVVPID:
+		*outcome = op_invalidate(script, op == OP_INVVPID);
+		return true;
+	case OP_VMCALL:
+		*outcome = op_vmcall();
+		return true;
+	case OP_RDMSR:
+	case OP_WRMSR:
+		*outcome = op_msr(script, op == OP_WRMSR);
+		return true;
+	case OP_CR0:
+	case OP_CR4:
+		*outcome = op_control_register(script, op == OP_CR4);
+		return true;
+	case OP_REGISTERS:
+		op_registers(script);
+		return true;
+	case OP_WATCH:
+		return op_watch(script);
+	case OP_DEFAULTS:
+		op_defaults(script);
+		return true;
+	case OP_REACTION:
+		return op_reaction(script);
+	case OP_ENTER:
+		*outcome = op_enter(script);
+		return true;
+	case OP_MEMORY:
+		op_memory(script);
+		return true;
+	}
+	return false;
+}
+
+/* Runs until the script ends, a VMX instruction fails that may not, or an entry ends the case. */
+static void run_operations(struct reader *script)
+{
+	run.why = "done";
+	run.ended = false;
+	while (script->position < script->end && !run.ended) {
+		uint8_t byte = take8(script);
+		vmx_outcome outcome;
+		if (!step(script, byte & ~OP_GO_ON, &outcome) || script->overrun) {
+			run.why = "script";
+			return;
+		}
+		if (outcome != VMX_SUCCEED && !(byte & OP_GO_ON)) {
+			run.why = "vmfail";
+			return;
+		}
+	}
+}
+
+/* Out of VMX operation; the VMCS is flushed to memory first, as SDM Vol. 3C, 25.11.1 asks. */
+static void leave_vmx_operation(void)
+{
+	if (!run.in_vmx_operation)
+		return;
+	if (run.current_vmcs != NO_VMCS)
+		vmx_vmclear(&run.current_vmcs);
+	if (vmx_vmxoff() != VMX_SUCCEED)
+		report_outcome("vmxoff", VMX_FAIL_INVALID);
+	run.in_vmx_operation = false;
+}
+
+static void report_end(void)
+{
+	record_begin("end");
+	record_number("id", run.id);
+	record_word("why", run.why);
+	record_number("exits", exits_count());
+	record_end();
+}
+
+void script_run(const struct script *script)
+{
+	struct reader reader = {script->bytes, script->bytes + script->length, false};
+	struct recovery recovery, *outer = trap_recovery;
+	exits_reset(&run.policy);
+	run.in_vmx_operation = false;
+	run.current_vmcs = NO_VMCS;
+	run.id = 0;
+	if (recovery_set(&recovery) == 0) {
+		trap_recovery = &recovery;
+		run_operations(&reader);
+	} else {
+		run.why = "fault";
+	}
+	trap_recovery = outer;
+	vmx_restore_monitor();
+	leave_vmx_operation();
+	vmx_restore_control_registers();
+	report_end();
+}

@@ -1,0 +1,16 @@
+/*
+ * A script is a case as the monitor sees it: fill these pages, execute these VMX instructions, enter, react
+ * to exits so. It holds no expectation. vmxlab.image.script writes it; protocol.h has the numbers.
+ */
+#ifndef MONITOR_SCRIPT_H
+#define MONITOR_SCRIPT_H
+
+#include "monitor/payload.h"
+
+/*
+ * Runs a script to its end and reports. Whatever happens in it, VMX operation has been left and the
+ * processor's state is the monitor's own when this returns.
+ */
+void script_run(const struct script *script);
+
+#endif

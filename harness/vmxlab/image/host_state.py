@@ -1,0 +1,47 @@
+"""The baseline of L1: the host-state area that brings a VM exit back into the monitor (SDM Vol. 3C, 25.5)."""
+
+from __future__ import annotations
+
+from vmxlab.image.monitor import Monitor
+from vmxlab.sdm.fields import Field
+from vmxlab.sdm.registers import CR0, CR4, EFER
+from vmxlab.structures import Capabilities
+
+
+def host_efer() -> int:
+    """IA32_EFER in the monitor."""
+    return int(EFER.LME | EFER.LMA)
+
+
+def host_state(monitor: Monitor, capabilities: Capabilities) -> dict[Field, int]:
+    """Every host-state field that each processor with VMX has.
+
+    CR0 and CR4 are what guest/vmx/operation.c makes of the fixed bits; the rest are the monitor's addresses.
+    """
+    cr0 = (CR0.PG | CR0.WP | CR0.NE | CR0.ET | CR0.PE | capabilities.cr0_fixed0) & capabilities.cr0_fixed1
+    cr4 = (CR4.PAE | CR4.VMXE | capabilities.cr4_fixed0) & capabilities.cr4_fixed1
+    state = {
+        Field.HOST_CR0: int(cr0),
+        Field.HOST_CR3: monitor.page_table_root,
+        Field.HOST_CR4: int(cr4),
+        Field.HOST_CS_SELECTOR: monitor.selector_code,
+        Field.HOST_TR_SELECTOR: monitor.selector_tss,
+        Field.HOST_TR_BASE: monitor.tss,
+        Field.HOST_GDTR_BASE: monitor.gdt,
+        Field.HOST_IDTR_BASE: monitor.idt,
+        Field.HOST_RSP: monitor.stack_top,
+        Field.HOST_RIP: monitor.exit_entry,
+    }
+    for name in ("ES", "SS", "DS", "FS", "GS"):
+        state[Field[f"HOST_{name}_SELECTOR"]] = monitor.selector_data
+    state |= dict.fromkeys(_ZERO, 0)
+    return state
+
+
+_ZERO = (
+    Field.HOST_FS_BASE,
+    Field.HOST_GS_BASE,
+    Field.HOST_IA32_SYSENTER_CS,
+    Field.HOST_IA32_SYSENTER_ESP,
+    Field.HOST_IA32_SYSENTER_EIP,
+)

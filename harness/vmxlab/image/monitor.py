@@ -1,0 +1,96 @@
+"""The built monitor: its bytes and the addresses of what the harness has to know in it.
+
+In a checkout it lies in build/guest, made by `make guest`; an installed package carries it in
+vmxlab/monitor. The files are monitor.elf (guest/Makefile) and reset.bin (the reset-vector stub).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vmxlab.errors import ImageError
+from vmxlab.image import layout
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_PLACES = (_PACKAGE / "monitor", _PACKAGE.parent.parent / "build" / "guest")
+_ADVICE = "build it with 'make guest' in the checkout"
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """A monitor as the linker left it. Addresses are L1-physical."""
+
+    elf: bytes
+    """The whole file: ELF32, multiboot and PVH."""
+    code: bytes
+    """What is loaded at layout.MONITOR_BASE; a multiple of 4 bytes."""
+    reset_stub: bytes
+    """The last kilobyte of a boot ROM."""
+    entry: int
+    """The 32-bit entry."""
+    exit_entry: int
+    """HOST_RIP."""
+    stack_top: int
+    page_table_root: int
+    gdt: int
+    gdt_bytes: int
+    idt: int
+    idt_bytes: int
+    tss: int
+    selector_code: int = 0x08
+    selector_data: int = 0x10
+    selector_tss: int = 0x18
+
+
+def load_monitor() -> Monitor:
+    """The monitor that belongs to this package. Raises ImageError where it has not been built."""
+    for place in _PLACES:
+        elf, stub = place / "monitor.elf", place / "reset.bin"
+        if elf.is_file() and stub.is_file():
+            key = (elf.stat().st_mtime_ns, stub.stat().st_mtime_ns)
+            return _load(elf, stub, key)
+    raise ImageError(
+        f"the monitor is not built: no monitor.elf and reset.bin in {' or '.join(map(str, _PLACES))}", advice=_ADVICE
+    )
+
+
+@lru_cache(maxsize=2)
+def _load(elf_path: Path, stub_path: Path, _key: tuple[int, int]) -> Monitor:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        with elf_path.open("rb") as file:
+            elf = ELFFile(file)
+            table = elf.get_section_by_name(".symtab")
+            symbols = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols()} if table else {}
+            segments = [s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD"]
+            entry = elf["e_entry"]
+            code = segments[0].data()
+            if len(segments) != 1 or segments[0]["p_paddr"] != layout.MONITOR_BASE:
+                raise ImageError(f"{elf_path} is not laid out as a monitor", advice=_ADVICE)
+    except (ELFError, OSError, IndexError) as error:
+        raise ImageError(f"{elf_path} can't be read as a monitor: {error}", advice=_ADVICE) from error
+
+    def symbol(name: str) -> tuple[int, int]:
+        if name not in symbols:
+            raise ImageError(f"{elf_path} has no symbol {name}", advice=_ADVICE)
+        address, size = symbols[name]
+        return int(address), int(size)
+
+    return Monitor(
+        elf=elf_path.read_bytes(),
+        code=code + bytes(-len(code) % 4),
+        reset_stub=stub_path.read_bytes(),
+        entry=int(entry),
+        exit_entry=symbol("vmx_exit_entry")[0],
+        stack_top=symbol("monitor_stack_top")[0],
+        page_table_root=symbol("monitor_pml4")[0],
+        gdt=symbol("monitor_gdt")[0],
+        gdt_bytes=symbol("monitor_gdt")[1],
+        idt=symbol("monitor_idt")[0],
+        idt_bytes=symbol("monitor_idt")[1],
+        tss=symbol("monitor_tss")[0],
+    )
