@@ -1,0 +1,147 @@
+"""The VMX instructions of a case, in order.
+
+A case has a standard sequence (`STANDARD`): VMXON, VMCLEAR, VMPTRLD, the VMWRITEs, VMLAUNCH. One that asks
+something else says its own. Each step reports one outcome; a step that fails ends the case, unless it is told
+to `go_on`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmxlab.sdm.fields import Field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step; with `go_on` its failure does not end the case."""
+
+    go_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vmxon(Step):
+    """VMXON with the case's VMXON region, or with another physical address."""
+
+    region: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vmxoff(Step):
+    """VMXOFF. (At the end of a case the monitor leaves VMX operation by itself.)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Vmclear(Step):
+    """VMCLEAR of the case's VMCS region, or of another physical address."""
+
+    region: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vmptrld(Step):
+    """VMPTRLD of the case's VMCS region, or of another physical address."""
+
+    region: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vmptrst(Step):
+    """VMPTRST; the outcome shows the pointer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vmread(Step):
+    """VMREAD of a field, or of any 32-bit encoding; the outcome shows the value."""
+
+    field: Field | int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmwrite(Step):
+    """VMWRITE of a field, or of any 32-bit encoding."""
+
+    field: Field | int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteVmcs(Step):
+    """All VMWRITEs of the case: controls, host state, guest state, and its own `fields`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invept(Step):
+    """INVEPT; `eptp` None is the case's own EPTP (SDM Vol. 3C, 31.3)."""
+
+    type: int = 1
+    eptp: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invvpid(Step):
+    """INVVPID (SDM Vol. 3C, 31.3)."""
+
+    type: int
+    vpid: int = 0
+    linear_address: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Vmcall(Step):
+    """VMCALL in VMX root operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rdmsr(Step):
+    """RDMSR in L1; the outcome shows the value."""
+
+    msr: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wrmsr(Step):
+    """WRMSR in L1. Nothing undoes it at the end of the case."""
+
+    msr: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCr0(Step):
+    """MOV to CR0 in L1; undone at the end of the case."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetCr4(Step):
+    """MOV to CR4 in L1; undone at the end of the case."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Store(Step):
+    """Put bytes into the machine's memory."""
+
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReportMemory(Step):
+    """Have the machine's memory reported: `run.memory[address]`."""
+
+    address: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enter(Step):
+    """VMLAUNCH (or VMRESUME), and all exits and reactions until one stops."""
+
+    resume: bool = False
+
+
+STANDARD: tuple[Step, ...] = (Vmxon(), Vmclear(), Vmptrld(), WriteVmcs(), Enter())
