@@ -1,0 +1,327 @@
+"""The lab: cases in, runs out.
+
+A lab keeps one machine of one engine up, sends it cases, and starts it again when a case has killed it, so
+that no case takes the next one down. It is what the pytest fixture `vmxlab` is, and what `vmxlab run` uses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vmxlab.cases.case import Case
+from vmxlab.console.log import SerialLog
+from vmxlab.console.run import End, Run, Verdict, run_from_records
+from vmxlab.console.session import Session
+from vmxlab.errors import (
+    CaseError,
+    MachineError,
+    MachineHung,
+    MissingCapability,
+    ProtocolError,
+    VmxlabError,
+)
+from vmxlab.image.compiler import CompiledCase, Target, compile_case, compile_cases
+from vmxlab.image.frames import encode_frame, pack_payload
+from vmxlab.image.monitor import load_monitor
+from vmxlab.image.rom import pack_rom
+
+if TYPE_CHECKING:
+    from vmxlab.engines.base import Engine, EngineInfo, Machine
+    from vmxlab.image.frames import Units
+    from vmxlab.structures import Capabilities
+
+BOOT_DEADLINE_S = 30.0
+CASE_DEADLINE_S = 20.0
+
+CPUID_VMX = "CPUID.1:ECX.VMX[5]"
+
+
+class Lab:
+    """One engine, one machine that is up when needed, and its logs. A context manager.
+
+    `engine` "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`). `log_dir` holds
+    the serial logs and the engine's own; without one they lie in a temporary folder that goes with the lab,
+    unless something crashed.
+    """
+
+    def __init__(
+        self,
+        engine: str | None = None,
+        *,
+        model: str | None = None,
+        log_dir: Path | None = None,
+        case_deadline_s: float = CASE_DEADLINE_S,
+        boot_deadline_s: float = BOOT_DEADLINE_S,
+    ) -> None:
+        from vmxlab.engines.choose import choose
+
+        self._engine, self._why = choose(engine, model)
+        self._model = model
+        self._log_dir = log_dir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._case_deadline_s = case_deadline_s
+        self._boot_deadline_s = boot_deadline_s
+        self._boots = itertools.count(1)
+        self._numbers = itertools.count(0)
+        self._machine: Machine | None = None
+        self._session: Session | None = None
+        self._units: Units | None = None
+        self._capabilities: Capabilities | None = None
+        self._info: EngineInfo | None = None
+        self._width = 52
+        self._has_vmx: bool | None = None
+
+    # --- what it runs on -------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that was chosen."""
+        return self._engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """Engine, version, processor model, and why; boots a machine where none has been up yet."""
+        if self._info is None:
+            self._up()
+        assert self._info is not None
+        return self._info
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The capability MSRs of the processor. Raises MissingCapability where it has no VMX."""
+        if self._has_vmx is None:
+            self._up()
+        if not self._has_vmx or self._capabilities is None:
+            raise MissingCapability("VMX", CPUID_VMX).locate(engine=self.info.title())
+        return self._capabilities
+
+    @property
+    def target(self) -> Target:
+        """What cases are compiled for."""
+        capabilities = self.capabilities
+        return Target(capabilities, load_monitor(), self._engine.l2_budget_tsc, self._width)
+
+    @property
+    def log_path(self) -> Path | None:
+        """The serial log of the machine that is up."""
+        return self._session.log.path if self._session else None
+
+    # --- running ---------------------------------------------------------------------------------------
+
+    def run(self, case: Case) -> Run:
+        """Run one case on the machine that is up.
+
+        Raises MissingCapability (skip it), CaseError, or MachineError if the machine died or hung; the
+        error's `run` then holds what had arrived. The next call starts a fresh machine.
+        """
+        compiled = compile_case(case, self.target, number=next(self._numbers))
+        session = self._up()
+        deadline = case.limits.seconds or self._case_deadline_s
+        try:
+            frame = encode_frame(compiled.units, self._units)
+            records = session.run_frame(frame, deadline)
+        except MachineError as error:
+            raise self._crashed(error, compiled) from None
+        except BaseException:
+            self._down()  # in the middle of a conversation nobody knows where it stands
+            raise
+        self._units = compiled.units
+        self._idle()
+        return run_from_records(records, case, engine=session.machine.info.title(), log_path=session.log.path)
+
+    def run_all(self, cases: Sequence[Case]) -> list[Run]:
+        """Run every case, one after the other; a case that can't run has its verdict in its own run."""
+        runs = []
+        for number, case in enumerate(cases):
+            try:
+                runs.append(self.run(case))
+            except VmxlabError as error:
+                runs.append(_failed_run(case, number, error))
+        return runs
+
+    def run_image(self, cases: Sequence[Case]) -> list[Run]:
+        """Run all cases out of one image, booted afresh, without anything being sent to it.
+
+        A case that kills the machine is a CRASH of its own; the image of those behind it is booted next.
+        """
+        target = self.target
+        runs: dict[int, Run] = {}
+        compiled: list[CompiledCase] = []
+        for number, result in enumerate(_compile_each(cases, target)):
+            if isinstance(result, CompiledCase):
+                compiled.append(result)
+            else:
+                runs[number] = _failed_run(cases[number], number, result)
+        order = [number for number in range(len(cases)) if number not in runs]
+        self._down()
+        done = 0
+        while done < len(compiled):
+            for run in self._boot_image(compiled[done:], order[done:]):
+                runs[order[done]] = run
+                done += 1
+        return [runs[number] for number in range(len(cases))]
+
+    def _boot_image(self, compiled: Sequence[CompiledCase], order: Sequence[int]) -> Iterator[Run]:
+        rom = pack_rom(load_monitor(), pack_payload([c.units for c in compiled]))
+        session = self._open(rom)
+        title = session.machine.info.title()
+        try:
+            for case, number in zip(compiled, order, strict=True):
+                deadline = case.case.limits.seconds or self._case_deadline_s
+                try:
+                    records = session.read_case(deadline)
+                except MachineError as error:
+                    yield _crashed_run(error, case.case, number, session)
+                    return
+                if not records:
+                    error = ProtocolError("the image ended before its last case").locate(
+                        engine=title, log_path=session.log.path
+                    )
+                    yield _failed_run(case.case, number, error)
+                    return
+                yield run_from_records(records, case.case, engine=title, log_path=session.log.path)
+        finally:
+            self._down()
+
+    # --- the machine -----------------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """The session of the machine that is up, at its prompt."""
+        return self._up()
+
+    def _up(self) -> Session:
+        if self._session is not None and self._machine is not None:
+            self._machine.resume()
+            if self._machine.end().alive:
+                return self._session
+            self._down()
+        session = self._open(pack_rom(load_monitor()))
+        try:
+            session.boot(self._boot_deadline_s)
+        except BaseException:
+            self._down()
+            raise
+        self._learn(session)
+        return session
+
+    def _learn(self, session: Session) -> None:
+        assert session.boot_record is not None
+        self._has_vmx = session.has_vmx
+        self._capabilities = session.capabilities
+        self._width = session.boot_record.number("maxphyaddr")
+
+    def _open(self, rom: bytes) -> Session:
+        self._down()
+        number = next(self._boots)
+        folder = self._folder()
+        rom_path = folder / f"image-{os.getpid()}-{number}.rom"
+        log = SerialLog(folder / f"serial-{os.getpid()}-{number}.log")
+        try:
+            rom_path.write_bytes(rom)
+            self._machine = self._engine.open(rom_path, log_dir=folder, model=self._model, why=self._why)
+        except BaseException:
+            log.close()
+            raise
+        finally:
+            rom_path.unlink(missing_ok=True)
+        self._info = self._machine.info
+        log.remark(f"engine: {self._info.title()}; {self._info.why}")
+        self._session = Session(self._machine, log)
+        self._units = None
+        return self._session
+
+    def _folder(self) -> Path:
+        if self._log_dir is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="vmxlab-")
+            self._log_dir = Path(self._temporary.name)
+        return self._log_dir
+
+    def _idle(self) -> None:
+        """An emulator at its prompt costs a whole core: it sleeps until the next case."""
+        if self._machine is not None:
+            self._machine.pause()
+
+    def _down(self) -> None:
+        session, self._session = self._session, None
+        machine, self._machine = self._machine, None
+        self._units = None
+        if machine is not None:
+            machine.stop()
+        if session is not None:
+            session.log.close()
+
+    def _crashed(self, error: MachineError, compiled: CompiledCase) -> MachineError:
+        session = self._session
+        assert session is not None
+        error.locate(case=compiled.case.name or None)
+        error.run = _crashed_run(error, compiled.case, 0, session)
+        self._down()
+        return error
+
+    def close(self) -> None:
+        """Stop the machine; nothing of it stays behind but the logs in `log_dir`."""
+        self._down()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = self._log_dir = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _compile_each(cases: Sequence[Case], target: Target) -> list[CompiledCase | VmxlabError]:
+    """All at once where all are good, as the assembler likes it; else one by one, each with its own error."""
+    try:
+        return list(compile_cases(cases, target))
+    except (CaseError, MissingCapability, ValueError):
+        results: list[CompiledCase | VmxlabError] = []
+        for number, case in enumerate(cases):
+            try:
+                results.append(compile_case(case, target, number=number))
+            except VmxlabError as error:
+                results.append(error.locate(case=case.name or f"case {number}"))
+        return results
+
+
+def _crashed_run(error: MachineError, case: Case, number: int, session: Session) -> Run:
+    """What had arrived of a case when its machine went away."""
+    records = session.records
+    start = next((i for i, record in enumerate(records) if record.kind == "case"), len(records))
+    partial = run_from_records(
+        records[start:],
+        case,
+        engine=session.machine.info.title(),
+        log_path=session.log.path,
+        error=error,
+        verdict_on_error=Verdict.CRASH,
+    )
+    end = End.HUNG if isinstance(error, MachineHung) else End.DIED
+    from dataclasses import replace
+
+    return replace(partial, end=end, number=number)
+
+
+def _failed_run(case: Case, number: int, error: VmxlabError) -> Run:
+    if isinstance(error, MachineError) and error.run is not None:
+        return error.run
+    verdict = Verdict.SKIP if isinstance(error, MissingCapability) else Verdict.ERROR
+    return Run(
+        case=case,
+        number=number,
+        name=case.name,
+        error=error,
+        verdict_on_error=verdict,
+        engine=error.engine or "",
+        log_path=error.log_path,
+    )

@@ -1,0 +1,51 @@
+"""The serial log: every byte the machine sent, kept as it came, whatever else happens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from vmxlab.errors import LogError
+
+
+class SerialLog:
+    """A file that takes the serial stream. Lines that start with '#' are the harness's own remarks.
+
+    Raises LogError where it can't be created or written (no permission, no space): a run whose log is lost
+    is not a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("wb", buffering=0)
+        except OSError as error:
+            raise self._error("can't be created", error) from error
+
+    def write(self, data: bytes) -> None:
+        """Append what arrived. Called by pexpect for each piece it reads."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise self._error("can't be written", error) from error
+
+    def flush(self) -> None:
+        """Nothing is buffered (pexpect calls this)."""
+
+    def remark(self, text: str) -> None:
+        """A line of the harness."""
+        self.write(b"".join(b"# " + line.encode("utf-8", "replace") + b"\n" for line in text.splitlines()))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _error(self, what: str, error: OSError) -> LogError:
+        return LogError(
+            f"the serial log {self.path} {what}: {os.strerror(error.errno or 0)}",
+            advice="free some space there, or choose another folder (--log-dir, --vmx-log-dir)",
+        ).locate(log_path=self.path)

@@ -1,0 +1,413 @@
+"""What came back from a case: outcomes of VMX instructions, exits, the end; and the verdict on it.
+
+A run is made of records alone (`runs_from_records`): one that is read again from a serial log is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from vmxlab.cases.case import Case
+from vmxlab.console.records import Record
+from vmxlab.errors import ProtocolError
+from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason, basic_reason
+from vmxlab.sdm.fields import Field
+from vmxlab.sdm.instruction_errors import InstructionError
+from vmxlab.sdm.instruction_information import InstructionInformation, decode_instruction_information
+from vmxlab.sdm.interruption import InterruptionInformation
+from vmxlab.sdm.qualifications import Qualification, decode_qualification
+from vmxlab.sdm.registers import GENERAL_REGISTERS, Vector
+
+
+class Verdict(Enum):
+    """The five verdicts. Never mixed."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    """The target did something else than was expected."""
+    SKIP = "skip"
+    """The processor lacks what the case needs."""
+    ERROR = "error"
+    """Our own fault, or the case's."""
+    CRASH = "crash"
+    """The target died, or stopped answering."""
+
+
+class OutcomeKind(Enum):
+    """How a VMX instruction ended (SDM Vol. 3C, 31.2), or the fault that it raised."""
+
+    SUCCEED = "ok"
+    FAIL_INVALID = "invalid"
+    FAIL_VALID = "valid"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of one instruction of L1.
+
+    `operation`: "vmxon", "vmwrite", ... `error`: the VM-instruction error of a VMfailValid. `vector` and
+    `error_code`: of a fault. `field`, `msr`: what was accessed, where it was one. `value`: what was read.
+    `count`: of a batch of VMWRITEs, how many succeeded.
+    """
+
+    operation: str
+    kind: OutcomeKind
+    error: InstructionError | int | None = None
+    vector: Vector | int | None = None
+    error_code: int | None = None
+    field: Field | int | None = None
+    msr: int | None = None
+    value: int | None = None
+    count: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """VMsucceed."""
+        return self.kind is OutcomeKind.SUCCEED
+
+    def __str__(self) -> str:
+        what = self.operation.upper()
+        if self.field is not None:
+            what += f" {_name(self.field)}"
+        if self.count is not None:
+            what += f" of {self.count} fields"
+        match self.kind:
+            case OutcomeKind.SUCCEED:
+                return f"{what}: VMsucceed"
+            case OutcomeKind.FAIL_INVALID:
+                return f"{what}: VMfailInvalid"
+            case OutcomeKind.FAIL_VALID:
+                text = self.error.description if isinstance(self.error, InstructionError) else "unknown"
+                return f"{what}: VMfailValid({int(self.error or 0)}: {text})"
+            case OutcomeKind.FAULT:
+                return f"{what}: #{_name(self.vector)}({self.error_code or 0:#x})"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One VM exit, as the VM-exit information fields and L2's registers describe it.
+
+    `number` counts from 0 in the case. A field that the record left out is 0.
+    """
+
+    number: int
+    full_reason: int
+    raw_qualification: int = 0
+    instruction_length: int = 0
+    raw_instruction_information: int = 0
+    guest_linear_address: int = 0
+    guest_physical_address: int = 0
+    raw_interruption_information: int = 0
+    interruption_error_code: int = 0
+    raw_idt_vectoring_information: int = 0
+    idt_vectoring_error_code: int = 0
+    rip: int = 0
+    rflags: int = 0
+    registers: Mapping[str, int] = field(default_factory=dict)
+    """All sixteen general registers of L2."""
+    watched: Mapping[Field | int, int] = field(default_factory=dict)
+    """The fields that the case asked for."""
+
+    @cached_property
+    def reason(self) -> ExitReason | int:
+        """The basic exit reason; a plain number where the SDM has no name for it."""
+        return basic_reason(self.full_reason)
+
+    @property
+    def entry_failed(self) -> bool:
+        """Bit 31 of the exit reason: this is a VM-entry failure, L2 did not run (SDM Vol. 3C, 27.8)."""
+        return bool(self.full_reason & ENTRY_FAILURE_BIT)
+
+    @cached_property
+    def interruption(self) -> InterruptionInformation:
+        """VM-exit interruption information."""
+        return InterruptionInformation.from_bits(self.raw_interruption_information)
+
+    @cached_property
+    def idt_vectoring(self) -> InterruptionInformation:
+        """IDT-vectoring information."""
+        return InterruptionInformation.from_bits(self.raw_idt_vectoring_information)
+
+    @cached_property
+    def qualification(self) -> Qualification:
+        """The exit qualification, decoded by the exit reason. (Typed by its class; attributes are its fields.)"""
+        vector = self.interruption.vector if self.interruption.valid else None
+        return decode_qualification(self.reason, self.raw_qualification, vector)
+
+    @cached_property
+    def instruction_information(self) -> InstructionInformation:
+        """The VM-exit instruction information, decoded by the exit reason."""
+        return decode_instruction_information(self.reason, self.raw_instruction_information)
+
+    @property
+    def reason_name(self) -> str:
+        """ "IO_INSTRUCTION", or "reason 200"."""
+        return _name(self.reason, "reason ")
+
+    def __str__(self) -> str:
+        failed = "VM-entry failure, " if self.entry_failed else ""
+        return f"exit {self.number}: {failed}{self.reason_name}, {self.describe()}, RIP {self.rip:#x}"
+
+    def describe(self) -> str:
+        """The exit qualification in words, with the event that caused the exit where there is one."""
+        words = self.qualification.describe()
+        if self.interruption.valid:
+            words = f"{self.interruption.describe()}; {words}" if words else self.interruption.describe()
+        return words
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault in L1 that no VMX instruction raised: the monitor reported it and lived on."""
+
+    vector: Vector | int
+    error_code: int
+    rip: int
+    cr2: int
+
+    def __str__(self) -> str:
+        return f"#{_name(self.vector)}({self.error_code:#x}) in L1 at {self.rip:#x}, CR2 {self.cr2:#x}"
+
+
+class End(Enum):
+    """Why a case ended, in the monitor's words; the last two are the host's."""
+
+    STOP = "stop"
+    """An exit whose reaction is to stop."""
+    DONE = "done"
+    """All steps were taken, and none was an entry."""
+    LIMIT = "limit"
+    """Limits.exits was reached."""
+    VMFAIL = "vmfail"
+    """A VMX instruction failed."""
+    FAULT = "fault"
+    """A fault in L1."""
+    SCRIPT = "script"
+    """The monitor could not read the case (our own fault)."""
+    DIED = "died"
+    """The machine died before the case's end."""
+    HUNG = "hung"
+    """Nothing arrived before the deadline."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a case did on a machine.
+
+    `case` is None for a run read from a log. `error` is why there is no result, with verdicts SKIP, ERROR
+    and CRASH.
+    """
+
+    case: Case | None
+    number: int
+    outcomes: tuple[Outcome, ...] = ()
+    exits: tuple[Exit, ...] = ()
+    memory: Mapping[int, bytes] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+    end: End | None = None
+    name: str = ""
+    engine: str = ""
+    log_path: Path | None = None
+    records: tuple[Record, ...] = ()
+    error: Exception | None = None
+    verdict_on_error: Verdict | None = None
+
+    @property
+    def reasons(self) -> list[ExitReason | int]:
+        """The basic exit reasons, in order."""
+        return [e.reason for e in self.exits]
+
+    @property
+    def entry(self) -> Outcome | None:
+        """The outcome of the (last) VMLAUNCH or VMRESUME that was reported; None where there was none."""
+        return next((o for o in reversed(self.outcomes) if o.operation in ("vmlaunch", "vmresume")), None)
+
+    def outcome(self, operation: str) -> Outcome:
+        """The first outcome of `operation` ("vmxon", "vmptrld", ...). KeyError where there is none."""
+        for outcome in self.outcomes:
+            if outcome.operation == operation:
+                return outcome
+        raise KeyError(f"the run has no outcome of {operation!r}; it has {[o.operation for o in self.outcomes]}")
+
+    @property
+    def verdict(self) -> Verdict:
+        """PASS or FAIL by the case's `expect`, where the case ran to an end; else what stopped it."""
+        if self.verdict_on_error is not None:
+            return self.verdict_on_error
+        if self.end in (End.DIED, End.HUNG, None):
+            return Verdict.CRASH
+        if self.end is End.SCRIPT:
+            return Verdict.ERROR
+        return Verdict.FAIL if self.difference() else Verdict.PASS
+
+    def difference(self) -> str | None:
+        """What differs from the case's `expect`; None where nothing does, or the case expects nothing."""
+        if self.case is None or self.case.expect is None:
+            return None
+        expected, seen = list(self.case.expect), self.reasons
+        for index in range(max(len(expected), len(seen))):
+            want = _name(expected[index]) if index < len(expected) else "no more exits"
+            have = _name(seen[index]) if index < len(seen) else f"the end ({self.end.value if self.end else '-'})"
+            if want != have:
+                return f"exit {index}: expected {want}, seen {have}"
+        return None
+
+
+def _name(value: object, prefix: str = "") -> str:
+    name = getattr(value, "name", None)
+    if name:
+        return str(name)
+    return f"{prefix}{value:#x}" if isinstance(value, int) else str(value)
+
+
+# --- from records ------------------------------------------------------------------------------------------
+
+_EXIT_KEYS = {
+    "qual": "raw_qualification",
+    "len": "instruction_length",
+    "info": "raw_instruction_information",
+    "gla": "guest_linear_address",
+    "gpa": "guest_physical_address",
+    "intr": "raw_interruption_information",
+    "ierr": "interruption_error_code",
+    "idtv": "raw_idt_vectoring_information",
+    "iderr": "idt_vectoring_error_code",
+    "rip": "rip",
+    "rflags": "rflags",
+}
+_REGISTERS = frozenset(GENERAL_REGISTERS)
+_T = TypeVar("_T", bound=IntEnum)
+_NOT_IN_OUTCOME = ("op", "rc")
+
+
+def run_from_records(records: Sequence[Record], case: Case | None = None, **about: object) -> Run:
+    """The run that the records of one case describe, from its "case" record on.
+
+    Raises ProtocolError where records are missing (exits are numbered and counted) or make no sense.
+    """
+    builder = _Builder()
+    for record in records:
+        try:
+            builder.take(record)
+        except (KeyError, ValueError) as error:
+            raise ProtocolError(f"a record makes no sense: {record} ({error!r})") from error
+    return Run(
+        case=case,
+        number=builder.number,
+        name=builder.name,
+        outcomes=tuple(builder.outcomes),
+        exits=tuple(builder.exits),
+        memory=builder.memory,
+        faults=tuple(builder.faults),
+        end=builder.end,
+        records=tuple(records),
+        **about,  # type: ignore[arg-type]
+    )
+
+
+def runs_from_records(records: Iterable[Record]) -> list[Run]:
+    """Every run in a log, the last one possibly cut short (`end` None)."""
+    groups: list[list[Record]] = []
+    for record in records:
+        if record.kind == "case":
+            groups.append([])
+        if groups and record.kind in _CASE_KINDS:
+            groups[-1].append(record)
+    return [run_from_records(group) for group in groups]
+
+
+_CASE_KINDS = ("case", "vmx", "exit", "memory", "fault", "end")
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.number = 0
+        self.name = ""
+        self.outcomes: list[Outcome] = []
+        self.exits: list[Exit] = []
+        self.memory: dict[int, bytes] = {}
+        self.faults: list[Fault] = []
+        self.end: End | None = None
+        self._last: dict[str, int] = dict.fromkeys((*GENERAL_REGISTERS, "rflags"), 0)
+
+    def take(self, record: Record) -> None:
+        getattr(self, f"_take_{record.kind}", self._ignore)(record)
+
+    def _ignore(self, record: Record) -> None:
+        pass
+
+    def _take_case(self, record: Record) -> None:
+        self.number = record.number("id")
+        self.name = record.values.get("name", "")
+
+    def _take_vmx(self, record: Record) -> None:
+        values = {k: int(v, 16) for k, v in record.values.items() if k not in _NOT_IN_OUTCOME}
+        self.outcomes.append(
+            Outcome(
+                operation=record.values["op"],
+                kind=OutcomeKind(record.values["rc"]),
+                error=_known(InstructionError, values.get("error")),
+                vector=_known(Vector, values.get("vector")),
+                error_code=values.get("code"),
+                field=_known(Field, values.get("field")),
+                msr=values.get("msr"),
+                value=values.get("value"),
+                count=values.get("n"),
+            )
+        )
+
+    def _take_exit(self, record: Record) -> None:
+        values = {k: int(v, 16) for k, v in record.values.items()}
+        number = values.pop("n")
+        if number != len(self.exits):
+            raise ProtocolError(f"exit {len(self.exits)} is missing: the next record is of exit {number}: {record}")
+        fields: dict[str, int] = {}
+        watched: dict[Field | int, int] = {}
+        for key, value in values.items():
+            if key in self._last:
+                self._last[key] = value
+            elif key in _EXIT_KEYS:
+                fields[_EXIT_KEYS[key]] = value
+            elif key.startswith("f"):
+                encoding = int(key[1:], 16)
+                watched[_known(Field, encoding) or encoding] = value
+        fields["rflags"] = self._last["rflags"]
+        registers = {name: self._last[name] for name in GENERAL_REGISTERS}
+        self.exits.append(
+            Exit(number=number, full_reason=values["reason"], registers=registers, watched=watched, **fields)
+        )
+
+    def _take_memory(self, record: Record) -> None:
+        self.memory[record.number("at")] = bytes.fromhex(record.values["data"])
+
+    def _take_fault(self, record: Record) -> None:
+        self.faults.append(
+            Fault(
+                _known(Vector, record.number("vector")),
+                record.number("code"),
+                record.number("rip"),
+                record.number("cr2"),
+            )
+        )
+
+    def _take_end(self, record: Record) -> None:
+        if record.number("exits") != len(self.exits):
+            raise ProtocolError(
+                f"the case had {record.number('exits')} exits, {len(self.exits)} records of them arrived: {record}"
+            )
+        self.end = End(record.values["why"])
+
+
+def _known(kind: type[_T], value: int | None) -> _T | int | None:
+    if value is None:
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        return value

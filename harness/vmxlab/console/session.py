@@ -1,0 +1,201 @@
+"""The session: pexpect on a machine's serial stream.
+
+pexpect waits for what ends something (a prompt, the end of a case, a panic, the end of the stream); the
+records in between are parsed from what it collected. Waiting case by case keeps its buffer short, which is
+what makes a megabyte of log cheap to wait through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from vmxlab.console.log import SerialLog
+from vmxlab.console.records import Record, RecordReader
+from vmxlab.errors import MachineDied, MachineError, MachineHung, ProtocolError
+from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT, PROTOCOL_VERSION
+from vmxlab.structures import Capabilities
+
+if TYPE_CHECKING:
+    from vmxlab.engines.base import Machine
+
+_PROMPT = CONSOLE_PROMPT.encode()
+
+
+class _Event(IntEnum):
+    """What pexpect waits for; the order of `_PATTERNS`."""
+
+    END = 0
+    PANIC = 1
+    DONE = 2
+    PROMPT = 3
+    EOF = 4
+    TIMEOUT = 5
+
+
+class Session:
+    """A conversation with a booted monitor. Made for a running machine; `boot` comes first.
+
+    `boot_record` and `capabilities` are known after it. Any method raises MachineDied, MachineHung,
+    ProtocolError or LogError, with the last record and the log's path.
+    """
+
+    def __init__(self, machine: Machine, log: SerialLog) -> None:
+        import pexpect
+        from pexpect import fdpexpect
+
+        self.machine = machine
+        self.log = log
+        self.reader = RecordReader()
+        self.records: list[Record] = []
+        """Records that no `read_case` has claimed yet."""
+        self.boot_record: Record | None = None
+        self.capabilities: Capabilities | None = None
+        self._patterns = [
+            # What was matched before ended at a line's end or a prompt, so the buffer starts with a line.
+            rb"(?:^|\n)@end [^\n]*\n",
+            rb"(?:^|\n)@panic [^\n]*\n",
+            rb"(?:^|\n)@done [^\n]*\n",
+            rb"(?:^|\n)" + _PROMPT,
+            pexpect.EOF,
+            pexpect.TIMEOUT,
+        ]
+        self._spawn: Any = fdpexpect.fdspawn(machine.serial.fileno(), maxread=65536, timeout=None)
+        self._spawn.delayafterread = None
+        self._spawn.delaybeforesend = None
+        self._spawn.logfile_read = log
+
+    @property
+    def has_vmx(self) -> bool:
+        """CPUID.1:ECX.VMX[bit 5], as the boot record tells it."""
+        return self.boot_record is not None and bool(self.boot_record.number("vmx"))
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    def boot(self, deadline_s: float) -> None:
+        """Wait for the prompt of an image without cases, and keep what the monitor said of the processor."""
+        limit = time.monotonic() + deadline_s
+        while self._wait(limit, "the monitor's prompt") is not _Event.PROMPT:
+            pass
+        self._take_boot_records()
+        if self.boot_record is None:
+            raise self._located(ProtocolError("the monitor's prompt came without its boot record"))
+
+    def _take_boot_records(self) -> None:
+        for record in self.records:
+            if record.kind == "boot":
+                self.boot_record = record
+                if record.number("protocol") != PROTOCOL_VERSION:
+                    raise self._located(
+                        ProtocolError(
+                            f"the image speaks protocol {record.number('protocol')}, this harness {PROTOCOL_VERSION}",
+                            advice="make the image again with this version of vmxlab",
+                        )
+                    )
+            elif record.kind == "caps":
+                self.capabilities = capabilities_from_record(record)
+
+    # --- cases -----------------------------------------------------------------------------------------
+
+    def run_frame(self, frame: bytes, deadline_s: float) -> list[Record]:
+        """Send a frame at the prompt and give the records of the case it holds."""
+        self.records = []
+        limit = time.monotonic() + deadline_s
+        self._send(bytes([CONSOLE_FRAME]) + frame, limit)
+        while self._wait(limit, "the end of the case") is not _Event.PROMPT:
+            pass
+        return self._take_case()
+
+    def read_case(self, deadline_s: float) -> list[Record]:
+        """The records of the next case of an image, up to its end; empty when all of them are done."""
+        limit = time.monotonic() + deadline_s
+        event = self._wait(limit, "the end of the next case")
+        self._take_boot_records()
+        return [] if event in (_Event.DONE, _Event.PROMPT) else self._take_case()
+
+    def _take_case(self) -> list[Record]:
+        records, self.records = self.records, []
+        start = next((i for i, record in enumerate(records) if record.kind == "case"), None)
+        refused = [record for record in records if record.kind == "error"]
+        if start is None:
+            what = f"the monitor refused the case: {refused[0]}" if refused else "the case left no records"
+            raise self._located(ProtocolError(what))
+        return records[start:]
+
+    def command(self, line: str, deadline_s: float) -> str:
+        """Type a command at the prompt; what it printed, without the echo."""
+        limit = time.monotonic() + deadline_s
+        self._send(line.encode("ascii") + b"\r", limit)
+        self._wait(limit, f"the prompt after {line!r}")
+        text: str = self._before.decode("ascii", "replace")
+        return text.split("\r\n", 1)[-1]
+
+    # --- waiting ---------------------------------------------------------------------------------------
+
+    _before: bytes = b""
+
+    def _wait(self, limit: float, what: str) -> _Event:
+        """Wait for the next event, keeping all records before it."""
+        event = _Event(self._guard(lambda: self._expect(limit)))
+        after = self._spawn.after if isinstance(self._spawn.after, bytes) else b""
+        self._before = self._spawn.before or b""
+        self.records += self.reader.feed(self._before + after)
+        match event:
+            case _Event.PANIC:
+                raise self._died(f"the monitor panicked while the harness waited for {what}")
+            case _Event.EOF:
+                self.reader.close()
+                raise self._died(f"the machine ended while the harness waited for {what}")
+            case _Event.TIMEOUT:
+                raise self._located(
+                    MachineHung(
+                        f"nothing more came before the deadline; the harness waited for {what}",
+                        advice="the log ends where the machine got stuck; a longer deadline is Limits(seconds=...)",
+                    )
+                )
+        return event
+
+    def _expect(self, limit: float) -> int:
+        index: int = self._spawn.expect(self._patterns, timeout=max(0.0, limit - time.monotonic()))
+        return index
+
+    def _send(self, data: bytes, limit: float) -> None:
+        """Send all of it, though the machine may take it slowly."""
+        serial = self.machine.serial
+        serial.settimeout(max(0.1, limit - time.monotonic()))
+        try:
+            self._guard(lambda: serial.sendall(data))
+        finally:
+            serial.settimeout(None)
+
+    def _guard(self, do: Callable[[], Any]) -> Any:
+        """A stream that breaks is a machine that died."""
+        try:
+            return do()
+        except TimeoutError as error:
+            raise self._located(MachineHung("the machine does not take what it is sent")) from error
+        except (ConnectionError, BrokenPipeError) as error:
+            raise self._died("the serial stream broke") from error
+        except OSError as error:
+            raise self._died(f"the serial stream can't be read ({error})") from error
+
+    def _died(self, what: str) -> MachineError:
+        with contextlib.suppress(Exception):
+            self.log.remark(self.machine.postmortem())
+        error = MachineDied(f"{what}: {self.machine.end().value}", advice="the log's last lines say what the engine saw")
+        return self._located(error)
+
+    def _located(self, error: Any) -> Any:
+        last = self.reader.last
+        error.locate(
+            engine=self.machine.info.title(), last_record=last.line if last else None, log_path=self.log.path
+        )
+        return error
+
+
+def capabilities_from_record(record: Record) -> Capabilities:
+    """The capability MSRs of a "caps" record: keys mNNN, NNN the MSR's number."""
+    return Capabilities({int(key[1:], 16): int(value, 16) for key, value in record.values.items()})
