@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from vmxlab.console.run import Run
@@ -38,7 +38,7 @@ class VmxlabError(Exception):
         case: str | None = None,
         last_record: str | None = None,
         log_path: Path | None = None,
-    ) -> VmxlabError:
+    ) -> Self:
         """Add where it happened; what is known already is kept. Returns the error itself."""
         self.engine = self.engine or engine
         self.case = self.case or case
@@ -60,7 +60,7 @@ class VmxlabError(Exception):
         return "\n".join(lines)
 
 
-# --- what a user wrote -------------------------------------------------------------------------------------
+# --- what a user wrote --------------------------------------------------------------------------------------
 
 
 class OutOfRange(VmxlabError, ValueError):
@@ -82,7 +82,9 @@ class UnknownField(VmxlabError, KeyError):
 
     def __init__(self, name: str, close: Iterable[str] = ()) -> None:
         close = list(close)
-        advice = f"did you mean {', '.join(close)}?" if close else "the names are those of SDM Vol. 3D, Appendix B"
+        advice = (
+            f"did you mean {', '.join(close)}?" if close else "the names are those of SDM Vol. 3D, Appendix B"
+        )
         VmxlabError.__init__(self, f"there is no VMCS field {name!r}", advice=advice)
         self.name = name
         self.close = close
@@ -127,7 +129,7 @@ class GeneralProtection(VmxlabError):
     """What the processor would answer with #GP(0): a write to a locked MSR, a reserved bit set."""
 
 
-# --- what an engine did ------------------------------------------------------------------------------------
+# --- what an engine did -------------------------------------------------------------------------------------
 
 
 class EngineUnavailable(VmxlabError):
@@ -149,7 +151,7 @@ class MachineHung(MachineError):
 
 
 class ProtocolError(VmxlabError):
-    """The serial stream said something that this harness does not understand (our own fault, or a broken line)."""
+    """The serial stream said something that makes no sense: a broken line, or our own fault."""
 
 
 class LogError(VmxlabError):

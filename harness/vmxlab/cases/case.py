@@ -141,7 +141,9 @@ class Case:
             raise OutOfRange("EPTP", self.eptp, "64 bits")
         for gpa, data in self.data.items():
             if gpa < 0 or gpa + len(data) > L2_MEMORY_BYTES:
-                raise OutOfRange(f"data of {len(data)} bytes at L2 address", gpa, f"L2 has {L2_MEMORY_BYTES:#x} bytes")
+                raise OutOfRange(
+                    f"data of {len(data)} bytes at L2 address", gpa, f"L2 has {L2_MEMORY_BYTES:#x} bytes"
+                )
         for bitmap in (self.vmread_bitmap, self.vmwrite_bitmap):
             if bitmap is not None and len(bitmap) != 4096:
                 raise OutOfRange("size of a VMREAD or VMWRITE bitmap", len(bitmap), "exactly 4096 bytes")

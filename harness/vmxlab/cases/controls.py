@@ -63,14 +63,14 @@ def _needed(case: Case, capabilities: Capabilities) -> list[BitFlags]:
     flags: list[BitFlags] = [ExitControls.HOST_ADDRESS_SPACE_SIZE]
     if case.mode is Mode.LONG:
         flags.append(EntryControls.IA32E_MODE_GUEST)
-    flags.append(PrimaryControls.UNCONDITIONAL_IO_EXITING if case.io_bitmap is None else PrimaryControls.USE_IO_BITMAPS)
+    flags.append(
+        PrimaryControls.UNCONDITIONAL_IO_EXITING if case.io_bitmap is None else PrimaryControls.USE_IO_BITMAPS
+    )
     if case.msr_bitmap is not None:
         flags.append(PrimaryControls.USE_MSR_BITMAPS)
     if case.mode is Mode.REAL:
         flags += [SecondaryControls.ENABLE_EPT, SecondaryControls.UNRESTRICTED_GUEST]
-    elif case.ept is not None or case.eptp is not None:
-        flags.append(SecondaryControls.ENABLE_EPT)
-    elif capabilities.supports(SecondaryControls.ENABLE_EPT):
+    elif case.ept is not None or case.eptp is not None or capabilities.supports(SecondaryControls.ENABLE_EPT):
         flags.append(SecondaryControls.ENABLE_EPT)
     return flags
 

@@ -1,4 +1,4 @@
-"""The baseline of L2: its guest-state area and the memory that goes with it (SDM Vol. 3C, 25.4 and 27.3.1)."""
+"""The baseline of L2: guest-state area and the memory that goes with it (SDM Vol. 3C, 25.4 and 27.3.1)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TABLE = memory.PAGE_TABLES + 3 * PAGE_SIZE
 
 
 def guest_state(mode: Mode, capabilities: Capabilities, *, with_ept: bool) -> dict[Field, int]:
-    """Every guest-state field that each processor with VMX has, in a state that passes all checks on entry."""
+    """Every guest-state field that each processor with VMX has, in a state that passes all entry checks."""
     state = {
         Field.GUEST_CR0: _cr0(mode, capabilities),
         Field.GUEST_CR3: _cr3(mode, with_ept=with_ept),

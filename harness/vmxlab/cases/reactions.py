@@ -31,7 +31,9 @@ class SetRegister:
 
     def __post_init__(self) -> None:
         if self.name not in GENERAL_REGISTERS:
-            raise CaseError(f"there is no general register {self.name!r}", advice=f"one of {', '.join(GENERAL_REGISTERS)}")
+            raise CaseError(
+                f"there is no general register {self.name!r}", advice=f"one of {', '.join(GENERAL_REGISTERS)}"
+            )
         if not 0 <= self.value <= U64_MAX:
             raise OutOfRange(f"register {self.name}", self.value, "64 bits")
 
@@ -119,8 +121,10 @@ class Reaction:
         """INVEPT, single-context on the case's EPTP unless said otherwise."""
         return self._and(InveptAction(type, eptp))
 
-    def inject(self, interruption: int, *, error_code: int | None = None, length: int | None = None) -> Reaction:
-        """Have the next VM entry inject an event: the raw VM-entry interruption information (31 bits used)."""
+    def inject(
+        self, interruption: int, *, error_code: int | None = None, length: int | None = None
+    ) -> Reaction:
+        """Have the next VM entry inject an event, by its raw VM-entry interruption information."""
         reaction = self.vmwrite(Field.ENTRY_INTERRUPTION_INFORMATION, interruption)
         if error_code is not None:
             reaction = reaction.vmwrite(Field.ENTRY_EXCEPTION_ERROR_CODE, error_code)
@@ -157,7 +161,9 @@ def on(
     if not (0 <= mask <= U64_MAX and 0 <= value <= U64_MAX):
         raise OutOfRange("exit qualification", max(mask, value), "64 bits")
     if value & ~mask:
-        raise CaseError(f"qualification value {value:#x} has bits outside its mask {mask:#x}: it could never match")
+        raise CaseError(
+            f"qualification value {value:#x} has bits outside its mask {mask:#x}: it could never match"
+        )
     return Reaction(int(reason), mask, value, first, times)
 
 
@@ -210,5 +216,7 @@ _SKIPPED = (
     ExitReason.TPAUSE,
 )
 
-DEFAULT_ACTIONS: Mapping[int, type[Skip] | type[Resume] | type[Stop]] = {int(reason): Skip for reason in _SKIPPED}
+DEFAULT_ACTIONS: Mapping[int, type[Skip] | type[Resume] | type[Stop]] = {
+    int(reason): Skip for reason in _SKIPPED
+}
 """Instructions that exit are skipped: L2 goes on with its registers as they were. HLT and all else stop."""

@@ -1,1 +1,1 @@
-"""Talking to a machine: records, the pexpect session on the serial stream, runs, and the lab that ties them."""
+"""Talking to a machine: records, the pexpect session on the serial stream, runs, and the lab above them."""

@@ -10,6 +10,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -45,9 +46,9 @@ CPUID_VMX = "CPUID.1:ECX.VMX[5]"
 class Lab:
     """One engine, one machine that is up when needed, and its logs. A context manager.
 
-    `engine` "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`). `log_dir` holds
-    the serial logs and the engine's own; without one they lie in a temporary folder that goes with the lab,
-    unless something crashed.
+    `engine` None or "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`).
+    `log_dir` holds the serial logs and the engine's own; without one they lie in a temporary folder that goes
+    with the lab.
     """
 
     def __init__(
@@ -180,10 +181,9 @@ class Lab:
                     yield _crashed_run(error, case.case, number, session)
                     return
                 if not records:
-                    error = ProtocolError("the image ended before its last case").locate(
-                        engine=title, log_path=session.log.path
-                    )
-                    yield _failed_run(case.case, number, error)
+                    missing = ProtocolError("the image ended before its last case")
+                    missing.locate(engine=title, log_path=session.log.path)
+                    yield _failed_run(case.case, number, missing)
                     return
                 yield run_from_records(records, case.case, engine=title, log_path=session.log.path)
         finally:
@@ -307,8 +307,6 @@ def _crashed_run(error: MachineError, case: Case, number: int, session: Session)
         verdict_on_error=Verdict.CRASH,
     )
     end = End.HUNG if isinstance(error, MachineHung) else End.DIED
-    from dataclasses import replace
-
     return replace(partial, end=end, number=number)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from vmxlab.cases.case import Case
 from vmxlab.console.records import Record
@@ -20,7 +20,7 @@ from vmxlab.sdm.fields import Field
 from vmxlab.sdm.instruction_errors import InstructionError
 from vmxlab.sdm.instruction_information import InstructionInformation, decode_instruction_information
 from vmxlab.sdm.interruption import InterruptionInformation
-from vmxlab.sdm.qualifications import Qualification, decode_qualification
+from vmxlab.sdm.qualifications import PlainQualification, Qualification, decode_qualification
 from vmxlab.sdm.registers import GENERAL_REGISTERS, Vector
 
 
@@ -136,7 +136,7 @@ class Exit:
 
     @cached_property
     def qualification(self) -> Qualification:
-        """The exit qualification, decoded by the exit reason. (Typed by its class; attributes are its fields.)"""
+        """The exit qualification, decoded by the exit reason: the attributes are those of its class."""
         vector = self.interruption.vector if self.interruption.valid else None
         return decode_qualification(self.reason, self.raw_qualification, vector)
 
@@ -152,14 +152,15 @@ class Exit:
 
     def __str__(self) -> str:
         failed = "VM-entry failure, " if self.entry_failed else ""
-        return f"exit {self.number}: {failed}{self.reason_name}, {self.describe()}, RIP {self.rip:#x}"
+        words = self.describe()
+        return f"exit {self.number}: {failed}{self.reason_name}{words and ', ' + words}, RIP {self.rip:#x}"
 
     def describe(self) -> str:
         """The exit qualification in words, with the event that caused the exit where there is one."""
-        words = self.qualification.describe()
-        if self.interruption.valid:
-            words = f"{self.interruption.describe()}; {words}" if words else self.interruption.describe()
-        return words
+        words = [self.interruption.describe()] if self.interruption.valid else []
+        if self.raw_qualification or not isinstance(self.qualification, PlainQualification):
+            words.append(self.qualification.describe())
+        return "; ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,9 @@ class Run:
         for outcome in self.outcomes:
             if outcome.operation == operation:
                 return outcome
-        raise KeyError(f"the run has no outcome of {operation!r}; it has {[o.operation for o in self.outcomes]}")
+        raise KeyError(
+            f"the run has no outcome of {operation!r}; it has {[o.operation for o in self.outcomes]}"
+        )
 
     @property
     def verdict(self) -> Verdict:
@@ -253,7 +256,11 @@ class Run:
         expected, seen = list(self.case.expect), self.reasons
         for index in range(max(len(expected), len(seen))):
             want = _name(expected[index]) if index < len(expected) else "no more exits"
-            have = _name(seen[index]) if index < len(seen) else f"the end ({self.end.value if self.end else '-'})"
+            have = (
+                _name(seen[index])
+                if index < len(seen)
+                else f"the end ({self.end.value if self.end else '-'})"
+            )
             if want != have:
                 return f"exit {index}: expected {want}, seen {have}"
         return None
@@ -366,7 +373,9 @@ class _Builder:
         values = {k: int(v, 16) for k, v in record.values.items()}
         number = values.pop("n")
         if number != len(self.exits):
-            raise ProtocolError(f"exit {len(self.exits)} is missing: the next record is of exit {number}: {record}")
+            raise ProtocolError(
+                f"exit {len(self.exits)} is missing: the next record is of exit {number}: {record}"
+            )
         fields: dict[str, int] = {}
         watched: dict[Field | int, int] = {}
         for key, value in values.items():
@@ -399,11 +408,15 @@ class _Builder:
     def _take_end(self, record: Record) -> None:
         if record.number("exits") != len(self.exits):
             raise ProtocolError(
-                f"the case had {record.number('exits')} exits, {len(self.exits)} records of them arrived: {record}"
+                f"the case had {record.number('exits')} exits, records of {len(self.exits)} arrived: {record}"
             )
         self.end = End(record.values["why"])
 
 
+@overload
+def _known(kind: type[_T], value: int) -> _T | int: ...
+@overload
+def _known(kind: type[_T], value: int | None) -> _T | int | None: ...
 def _known(kind: type[_T], value: int | None) -> _T | int | None:
     if value is None:
         return None

@@ -11,16 +11,18 @@ import contextlib
 import time
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmxlab.console.log import SerialLog
 from vmxlab.console.records import Record, RecordReader
-from vmxlab.errors import MachineDied, MachineError, MachineHung, ProtocolError
+from vmxlab.errors import MachineDied, MachineHung, ProtocolError, VmxlabError
 from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT, PROTOCOL_VERSION
 from vmxlab.structures import Capabilities
 
 if TYPE_CHECKING:
     from vmxlab.engines.base import Machine
+
+_E = TypeVar("_E", bound=VmxlabError)
 
 _PROMPT = CONSOLE_PROMPT.encode()
 
@@ -91,7 +93,8 @@ class Session:
                 if record.number("protocol") != PROTOCOL_VERSION:
                     raise self._located(
                         ProtocolError(
-                            f"the image speaks protocol {record.number('protocol')}, this harness {PROTOCOL_VERSION}",
+                            f"the image speaks protocol {record.values['protocol']}, "
+                            f"this harness {PROTOCOL_VERSION:#x}",
                             advice="make the image again with this version of vmxlab",
                         )
                     )
@@ -153,7 +156,8 @@ class Session:
                 raise self._located(
                     MachineHung(
                         f"nothing more came before the deadline; the harness waited for {what}",
-                        advice="the log ends where the machine got stuck; a longer deadline is Limits(seconds=...)",
+                        advice="the log ends where the machine got stuck; "
+                        "Limits(seconds=...) gives a case more time",
                     )
                 )
         return event
@@ -182,10 +186,12 @@ class Session:
         except OSError as error:
             raise self._died(f"the serial stream can't be read ({error})") from error
 
-    def _died(self, what: str) -> MachineError:
+    def _died(self, what: str) -> MachineDied:
         with contextlib.suppress(Exception):
             self.log.remark(self.machine.postmortem())
-        error = MachineDied(f"{what}: {self.machine.end().value}", advice="the log's last lines say what the engine saw")
+        error = MachineDied(
+            f"{what}: {self.machine.end().value}", advice="the log's last lines say what the engine saw"
+        )
         return self._located(error)
 
     def _located(self, error: Any) -> Any:

@@ -86,7 +86,9 @@ def assemble_programs(cases: Sequence[Case]) -> list[bytes]:
     return [code[i] if i in code else bytes(case.program) for i, case in enumerate(cases)]  # type: ignore[arg-type]
 
 
-def compile_case(case: Case, target: Target, *, number: int = 0, program: bytes | None = None) -> CompiledCase:
+def compile_case(
+    case: Case, target: Target, *, number: int = 0, program: bytes | None = None
+) -> CompiledCase:
     """Compile one case; `number` identifies it in the records."""
     if program is None:
         (program,) = assemble_programs([case])
@@ -111,7 +113,8 @@ class _Pages:
         for start, size, name in self._claims:
             if address < start + size and start < address + length:
                 raise OverlappingPages(
-                    f"{what} at {address:#x} ({length:#x} bytes) overlaps {name} at {start:#x} ({size:#x} bytes)",
+                    f"{what} at {address:#x} ({length:#x} bytes) overlaps "
+                    f"{name} at {start:#x} ({size:#x} bytes)",
                     advice=f"machine addresses from {layout.FREE_PAGES:#x} on are free",
                 )
         self._claims.append((address, length, what))

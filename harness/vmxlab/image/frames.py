@@ -7,7 +7,7 @@ into a ROM. guest/monitor/payload.c reads them.
     frame    bytes u32, decoded bytes u32, CRC-32 of the decoded script u32, flags u32, operations
     operation varint (length << 1 | is copy); a literal is followed by its bytes, a copy by a zigzag varint:
              its distance in the old script from where the last operation left off
-    payload  magic u32, version u32, cases u32, bytes of all frames u32, CRC-32 of all frames u32, frames
+    payload  magic u32, version u32, cases u32, bytes of all frames u32, their CRC-32 u32, frames
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAYLOAD_HEADER = struct.Struct("<IIIII")
 _CHUNK = 32
 
 Units = Sequence[bytes]
-"""A script in pieces that are likely to stand in the next script too: its operations, or parts of long ones."""
+"""A script in pieces that are likely to stand in the next script too: its operations, or parts of them."""
 
 
 def encode_frame(units: Units, previous: Units | None = None) -> bytes:
@@ -71,7 +71,9 @@ def pack_payload(scripts: Iterable[Units]) -> bytes:
             f"the cases need {len(body)} bytes; an image has room for {layout.PAYLOAD_BYTES}",
             advice="put fewer cases into one image",
         )
-    return PAYLOAD_HEADER.pack(PAYLOAD_MAGIC, PROTOCOL_VERSION, len(frames), len(body), zlib.crc32(body)) + body
+    return (
+        PAYLOAD_HEADER.pack(PAYLOAD_MAGIC, PROTOCOL_VERSION, len(frames), len(body), zlib.crc32(body)) + body
+    )
 
 
 def _chunks(units: Units) -> Iterator[bytes]:
@@ -103,10 +105,7 @@ def _operations(units: Units, previous: Units) -> Iterator[bytes]:
             copy_bytes = 0
 
     for chunk in _chunks(units):
-        if copy_bytes:
-            following = copy_from + copy_bytes
-        else:
-            following = source + len(literal)
+        following = copy_from + copy_bytes if copy_bytes else source + len(literal)
         if old[following : following + len(chunk)] == chunk:
             found: int | None = following
         else:

@@ -52,7 +52,8 @@ def load_monitor() -> Monitor:
             key = (elf.stat().st_mtime_ns, stub.stat().st_mtime_ns)
             return _load(elf, stub, key)
     raise ImageError(
-        f"the monitor is not built: no monitor.elf and reset.bin in {' or '.join(map(str, _PLACES))}", advice=_ADVICE
+        f"the monitor is not built: no monitor.elf and reset.bin in {' or '.join(map(str, _PLACES))}",
+        advice=_ADVICE,
     )
 
 
@@ -60,12 +61,17 @@ def load_monitor() -> Monitor:
 def _load(elf_path: Path, stub_path: Path, _key: tuple[int, int]) -> Monitor:
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
 
     try:
         with elf_path.open("rb") as file:
             elf = ELFFile(file)
             table = elf.get_section_by_name(".symtab")
-            symbols = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols()} if table else {}
+            symbols = (
+                {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols()}
+                if isinstance(table, SymbolTableSection)
+                else {}
+            )
             segments = [s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD"]
             entry = elf["e_entry"]
             code = segments[0].data()

@@ -72,7 +72,7 @@ class Op(IntEnum):
     DEFAULTS = 50
     """128 x action u8: what to do on an exit that no reaction is for."""
     REACTION = 51
-    """reason u16, from_match u32, match_count u32, qualification mask u64 and value u64, bytes u16, actions."""
+    """reason u16, from_match u32, match_count u32, qualification mask u64, value u64, bytes u16, actions."""
     ENTER = 52
     """resume u8, max_exits u32: VMLAUNCH (or VMRESUME) and all that follows."""
     MEMORY = 53
@@ -117,10 +117,16 @@ def c_header(build_id: int) -> str:
         ("PAYLOAD_BASE", layout.PAYLOAD_BASE),
         ("PAYLOAD_BYTES", layout.PAYLOAD_BYTES),
     ]
-    lines = ["/* Made by vmxlab.image.protocol: do not edit. */", "#ifndef PROTOCOL_H", "#define PROTOCOL_H", ""]
+    lines = [
+        "/* Made by vmxlab.image.protocol: do not edit. */",
+        "#ifndef PROTOCOL_H",
+        "#define PROTOCOL_H",
+        "",
+    ]
     lines += [f"#define {name} {value:#x}u" for name, value in defines]
     lines += [f'#define CONSOLE_PROMPT "{CONSOLE_PROMPT}"', ""]
-    lines += _c_enum("op", "OP_", Op) + [f"#define OP_GO_ON {OP_GO_ON:#x}", ""] + _c_enum("action", "ACTION_", Action)
+    lines += [*_c_enum("op", "OP_", Op), f"#define OP_GO_ON {OP_GO_ON:#x}", ""]
+    lines += _c_enum("action", "ACTION_", Action)
     return "\n".join([*lines, "#endif", ""])
 
 

@@ -202,7 +202,11 @@ def _run_parts(content: bytes, start: int, end: int) -> Iterator[tuple[int, Op, 
         if count >= _MIN_SEQUENCE:
             here = start + index * 8
             if literal_from < here:
-                yield literal_from, Op.DATA, struct.pack("<I", here - literal_from) + content[literal_from:here]
+                yield (
+                    literal_from,
+                    Op.DATA,
+                    struct.pack("<I", here - literal_from) + content[literal_from:here],
+                )
             yield here, Op.SEQUENCE, struct.pack("<IQQ", count, values[index], stride % (1 << 64))
             index = last + 1
             literal_from = start + index * 8
