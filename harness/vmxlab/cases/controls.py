@@ -8,7 +8,10 @@ are.
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from vmxlab.cases.case import Case
 from vmxlab.cases.program import Mode
@@ -38,68 +41,92 @@ _WELCOME: tuple[BitFlags, ...] = (
 )
 
 
-def compute_controls(case: Case, capabilities: Capabilities) -> dict[ControlSet, int]:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a case says about controls: cases differ much less in this than in all else."""
+
+    mode: Mode
+    enable: tuple[BitFlags, ...]
+    disable: tuple[BitFlags, ...]
+    needs: tuple[BitFlags, ...]
+    raw: tuple[tuple[ControlSet, int], ...]
+    io_bitmap: bool
+    msr_bitmap: bool
+    ept: bool
+
+
+def compute_controls(case: Case, capabilities: Capabilities) -> Mapping[ControlSet, int]:
     """The value of every control field this processor has. Raises MissingCapability."""
+    wish = _Wish(
+        mode=case.mode,
+        enable=tuple(case.enable),
+        disable=tuple(case.disable),
+        needs=tuple(case.needs),
+        raw=tuple(case.raw_controls.items()),
+        io_bitmap=case.io_bitmap is not None,
+        msr_bitmap=case.msr_bitmap is not None,
+        ept=case.ept is not None or case.eptp is not None,
+    )
+    return _compute(wish, capabilities)
+
+
+@lru_cache(maxsize=512)
+def _compute(wish: _Wish, capabilities: Capabilities) -> Mapping[ControlSet, int]:
     wanted = dict.fromkeys(ControlSet, 0)
     for flag in _WELCOME:
         if capabilities.supports(flag):
             wanted[ControlSet.of(flag)] |= flag
-    for flag in (*_needed(case, capabilities), *case.enable):
+    for flag in (*_needed(wish, capabilities), *wish.enable):
         capabilities.require(flag)
         wanted[ControlSet.of(flag)] |= flag
-    for flag in case.needs:
+    for flag in wish.needs:
         capabilities.require(flag)
-    for flag in case.disable:
+    for flag in wish.disable:
         wanted[ControlSet.of(flag)] &= ~flag
-    _activate_further_sets(wanted, case, capabilities)
+    _activate_further_sets(wanted, wish, capabilities)
     values = {controls: capabilities.adjust(controls, value) for controls, value in wanted.items()}
-    _refuse_forced(values, case, capabilities)
-    values |= case.raw_controls
-    return {c: v for c, v in values.items() if v or _always_written(c) or c in case.raw_controls}
+    _refuse_forced(values, wish, capabilities)
+    raw = dict(wish.raw)
+    values |= raw
+    return MappingProxyType({c: v for c, v in values.items() if v or c in raw or c in _ALWAYS_WRITTEN})
 
 
-def _needed(case: Case, capabilities: Capabilities) -> list[BitFlags]:
+def _needed(wish: _Wish, capabilities: Capabilities) -> list[BitFlags]:
     """What the case's structures and mode ask for."""
     flags: list[BitFlags] = [ExitControls.HOST_ADDRESS_SPACE_SIZE]
-    if case.mode is Mode.LONG:
+    if wish.mode is Mode.LONG:
         flags.append(EntryControls.IA32E_MODE_GUEST)
     flags.append(
-        PrimaryControls.UNCONDITIONAL_IO_EXITING if case.io_bitmap is None else PrimaryControls.USE_IO_BITMAPS
+        PrimaryControls.UNCONDITIONAL_IO_EXITING if not wish.io_bitmap else PrimaryControls.USE_IO_BITMAPS
     )
-    if case.msr_bitmap is not None:
+    if wish.msr_bitmap:
         flags.append(PrimaryControls.USE_MSR_BITMAPS)
-    if case.mode is Mode.REAL:
+    if wish.mode is Mode.REAL:
         flags += [SecondaryControls.ENABLE_EPT, SecondaryControls.UNRESTRICTED_GUEST]
-    elif case.ept is not None or case.eptp is not None or capabilities.supports(SecondaryControls.ENABLE_EPT):
+    elif wish.ept or capabilities.supports(SecondaryControls.ENABLE_EPT):
         flags.append(SecondaryControls.ENABLE_EPT)
     return flags
 
 
-def _activate_further_sets(wanted: dict[ControlSet, int], case: Case, capabilities: Capabilities) -> None:
+def _activate_further_sets(wanted: dict[ControlSet, int], wish: _Wish, capabilities: Capabilities) -> None:
     for controls, flag in (
         (ControlSet.SECONDARY, PrimaryControls.ACTIVATE_SECONDARY_CONTROLS),
         (ControlSet.TERTIARY, PrimaryControls.ACTIVATE_TERTIARY_CONTROLS),
         (ControlSet.SECONDARY_EXIT, ExitControls.ACTIVATE_SECONDARY_CONTROLS),
     ):
-        if wanted[controls] or controls in case.raw_controls:
+        if wanted[controls] or controls in dict(wish.raw):
             capabilities.require(flag)
-            if flag not in case.disable:
+            if flag not in wish.disable:
                 wanted[ControlSet.of(flag)] |= flag
 
 
-def _refuse_forced(values: dict[ControlSet, int], case: Case, capabilities: Capabilities) -> None:
-    for flag in case.disable:
+def _refuse_forced(values: dict[ControlSet, int], wish: _Wish, capabilities: Capabilities) -> None:
+    for flag in wish.disable:
         controls = ControlSet.of(flag)
         if values[controls] & flag:
             bit = int(flag).bit_length() - 1
             msr = capabilities.control_msr(controls).name
-            raise MissingCapability(f"the 0-setting of {flag.name}", f"{msr}[{bit}] is 1, which")
+            raise MissingCapability(f"the 0-setting of {flag.name}", f"{msr}[{bit}]", value=1)
 
 
-def _always_written(controls: ControlSet) -> bool:
-    return controls in (ControlSet.PIN, ControlSet.PRIMARY, ControlSet.EXIT, ControlSet.ENTRY)
-
-
-def union(flags: tuple[BitFlags, ...]) -> int:
-    """All bits of a tuple of flags of one set."""
-    return reduce(lambda bits, flag: bits | flag, flags, 0)
+_ALWAYS_WRITTEN = (ControlSet.PIN, ControlSet.PRIMARY, ControlSet.EXIT, ControlSet.ENTRY)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 from vmxlab.cases import memory
 from vmxlab.cases.program import Mode
@@ -36,7 +38,8 @@ _DIRECTORY = memory.PAGE_TABLES + 2 * PAGE_SIZE
 _TABLE = memory.PAGE_TABLES + 3 * PAGE_SIZE
 
 
-def guest_state(mode: Mode, capabilities: Capabilities, *, with_ept: bool) -> dict[Field, int]:
+@lru_cache(maxsize=64)
+def guest_state(mode: Mode, capabilities: Capabilities, *, with_ept: bool) -> Mapping[Field, int]:
     """Every guest-state field that each processor with VMX has, in a state that passes all entry checks."""
     state = {
         Field.GUEST_CR0: _cr0(mode, capabilities),
@@ -53,7 +56,7 @@ def guest_state(mode: Mode, capabilities: Capabilities, *, with_ept: bool) -> di
         Field.VMCS_LINK_POINTER: NO_LINK,
     }
     state |= dict.fromkeys(_ZERO, 0)
-    return state | _segments(mode)
+    return MappingProxyType(state | _segments(mode))
 
 
 _ZERO = (
@@ -114,6 +117,7 @@ def _segments(mode: Mode) -> dict[Field, int]:
     return state
 
 
+@lru_cache(maxsize=8)
 def guest_memory(mode: Mode, *, with_ept: bool) -> Mapping[int, bytes]:
     """What L2 finds in its memory besides its program: descriptor table and page tables, by L2 address."""
     pages = {memory.GDT: _gdt(mode)}
@@ -121,7 +125,7 @@ def guest_memory(mode: Mode, *, with_ept: bool) -> Mapping[int, bytes]:
         pages |= _long_mode_tables(with_ept=with_ept)
     elif mode is Mode.PROTECTED:
         pages |= _protected_mode_tables(with_ept=with_ept)
-    return pages
+    return MappingProxyType(pages)
 
 
 def _gdt(mode: Mode) -> bytes:

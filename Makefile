@@ -1,0 +1,63 @@
+# Each target brings what it needs: Debian packages, the virtual environment .venv, the monitor.
+# `make help` lists them. V=1 shows the commands, ARGS="..." goes to what is started.
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+JOBS ?= 2
+export V
+
+ifneq ($(V),1)
+Q := @
+QUIET := -s
+endif
+
+.DEFAULT_GOAL := help
+
+setup: guest ## install what is missing, make .venv, build the monitor
+	@echo "vmxlab is set up. Next: make run, make test"
+
+run: guest ## boot a first case and show what it did
+	$(Q).venv/bin/vmxlab run $(ARGS)
+
+test: guest ## the whole suite
+	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
+
+test-kvm: guest ## the suite on this host's own KVM, or why that can't be
+	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine kvm $(ARGS)
+
+console: guest ## the monitor's prompt
+	$(Q).venv/bin/vmxlab console $(ARGS)
+
+image: guest ## write an image that boots on every engine
+	$(Q).venv/bin/vmxlab image $(ARGS)
+
+bench: guest ## measure, as ratios where the machine's speed matters
+	$(Q).venv/bin/python tests/bench/run.py $(ARGS)
+
+lint: ## ruff, mypy, clang-format: all of them, whichever fails
+	$(Q)tools/setup.sh run lint
+	$(Q)status=0; \
+	.venv/bin/ruff check . || status=1; \
+	.venv/bin/ruff format --check . || status=1; \
+	.venv/bin/mypy || status=1; \
+	find guest -name '*.[ch]' -exec clang-format --dry-run --Werror {} + || status=1; \
+	exit $$status
+
+environment:
+	$(Q)tools/setup.sh run
+
+# Locked, so that two suites started at once in one checkout don't build into each other.
+guest: environment ## build the monitor into build/guest
+	$(Q)flock build/guest.lock $(MAKE) $(QUIET) -C guest OUT=../build/guest PYTHON=../.venv/bin/python
+
+clean: ## remove what was built, the logs and the caches; .venv stays
+	$(Q)rm -rf build logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(Q)find harness tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	$(Q)rm -rf .venv harness/vmxlab.egg-info
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup run test test-kvm console image bench lint environment guest clean distclean help
