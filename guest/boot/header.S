@@ -19,3 +19,5 @@
 	.long	XEN_ELFNOTE_PHYS32_ENTRY
 	.asciz	"Xen"
 	.long	start32
+
+	.section .note.GNU-stack, "", @progbits

@@ -67,3 +67,5 @@ reset_vector:
 	/* CS base + IP: a near jump within the last 64 KiB; a far one would lose the base. */
 	jmp	real_mode_start
 	.org	ROM_STUB_BYTES
+
+	.section .note.GNU-stack, "", @progbits

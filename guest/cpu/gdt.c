@@ -29,7 +29,7 @@ uint64_t monitor_gdt[5] __attribute__((aligned(16))) = {
 	0,
 	0x00af9b000000ffff, /* SELECTOR_CODE: 64-bit code, accessed */
 	0x00cf93000000ffff, /* SELECTOR_DATA: data, accessed */
-	0, /* SELECTOR_TSS: 16 bytes, made by tss_descriptor() */
+	0,                  /* SELECTOR_TSS: 16 bytes, made by tss_descriptor() */
 	0,
 };
 
@@ -41,7 +41,8 @@ static void tss_descriptor(void)
 	uint64_t base = (uintptr_t)&monitor_tss;
 	uint64_t limit = sizeof(monitor_tss) - 1;
 	uint64_t type = DESCRIPTOR_PRESENT | DESCRIPTOR_TSS_AVAILABLE;
-	monitor_gdt[SELECTOR_TSS / 8] = limit | (base & 0xffffff) << 16 | type << 40 | (base >> 24 & 0xff) << 56;
+	monitor_gdt[SELECTOR_TSS / 8] =
+		limit | (base & 0xffffff) << 16 | type << 40 | (base >> 24 & 0xff) << 56;
 	monitor_gdt[SELECTOR_TSS / 8 + 1] = base >> 32;
 }
 

@@ -4,8 +4,8 @@
 
 enum {
 	COM1 = 0x3f8,
-	UART_DATA = COM1 + 0,        /* DLAB=0: receive and transmit; DLAB=1: divisor, low byte */
-	UART_INTERRUPTS = COM1 + 1,  /* DLAB=1: divisor, high byte */
+	UART_DATA = COM1 + 0,       /* DLAB=0: receive and transmit; DLAB=1: divisor, low byte */
+	UART_INTERRUPTS = COM1 + 1, /* DLAB=1: divisor, high byte */
 	UART_FIFO = COM1 + 2,
 	UART_LINE = COM1 + 3,
 	UART_MODEM = COM1 + 4,
@@ -19,6 +19,7 @@ enum {
 	STATUS_TRANSMIT_EMPTY = 0x20, /* the transmit FIFO is empty: it takes FIFO_BYTES more */
 	STATUS_IDLE = 0x40,           /* and the shift register too */
 	FIFO_BYTES = 16,
+	WAIT_LOOPS = 512,
 };
 
 /* How many bytes may be written before the status has to be asked again. */
@@ -36,13 +37,23 @@ void serial_init(void)
 	room = 0;
 }
 
+/*
+ * A pause between two looks at the status: an emulator pays a hundred times more for a port read than for
+ * an instruction, and its UART's time is counted in instructions. (Not PAUSE: that may be an exit to L0.)
+ */
+static void wait(void)
+{
+	for (unsigned int i = 0; i < WAIT_LOOPS; i++)
+		asm volatile("");
+}
+
 /* Output that is not polled for loses bytes on Bochs and on QEMU alike. */
 void serial_write(const char *text, size_t bytes)
 {
 	for (size_t i = 0; i < bytes; i++) {
 		if (room == 0) {
 			while (!(inb(UART_STATUS) & STATUS_TRANSMIT_EMPTY))
-				;
+				wait();
 			room = FIFO_BYTES;
 		}
 		outb(UART_DATA, (uint8_t)text[i]);
@@ -53,7 +64,7 @@ void serial_write(const char *text, size_t bytes)
 void serial_drain(void)
 {
 	while (!(inb(UART_STATUS) & STATUS_IDLE))
-		;
+		wait();
 	room = FIFO_BYTES;
 }
 

@@ -146,7 +146,8 @@ static const struct command commands[] = {
 	{"rdmsr", 1, 1, "rdmsr MSR                 read an MSR", run_rdmsr},
 	{"wrmsr", 2, 2, "wrmsr MSR VALUE           write an MSR", run_wrmsr},
 	{"peek", 1, 2, "peek ADDRESS [BYTES]      show up to 256 bytes of memory", run_peek},
-	{"run", 0, 1, "run [N]                   run the image's cases again, or only case N (from 0)", run_run},
+	{"run", 0, 1, "run [N]                   run the image's cases again, or only case N (from 0)",
+	 run_run},
 	{"reset", 0, 0, "reset                     reset the machine", run_reset},
 	{NULL, 0, 0, NULL, NULL},
 };

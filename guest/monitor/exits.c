@@ -15,7 +15,7 @@
 
 static const char *const register_names[GENERAL_REGISTERS] = {
 	"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-	"r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+	"r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15",
 };
 
 /* What the record of an exit holds besides the reason: zero values are left out. */
@@ -23,16 +23,11 @@ static const struct {
 	const char *key;
 	uint32_t field;
 } reported[] = {
-	{"qual", VMCS_EXIT_QUALIFICATION},
-	{"len", VMCS_EXIT_INSTRUCTION_LENGTH},
-	{"info", VMCS_EXIT_INSTRUCTION_INFORMATION},
-	{"gla", VMCS_GUEST_LINEAR_ADDRESS},
-	{"gpa", VMCS_GUEST_PHYSICAL_ADDRESS},
-	{"intr", VMCS_EXIT_INTERRUPTION_INFORMATION},
-	{"ierr", VMCS_EXIT_INTERRUPTION_ERROR_CODE},
-	{"idtv", VMCS_IDT_VECTORING_INFORMATION},
-	{"iderr", VMCS_IDT_VECTORING_ERROR_CODE},
-	{"rip", VMCS_GUEST_RIP},
+	{"qual", VMCS_EXIT_QUALIFICATION},           {"len", VMCS_EXIT_INSTRUCTION_LENGTH},
+	{"info", VMCS_EXIT_INSTRUCTION_INFORMATION}, {"gla", VMCS_GUEST_LINEAR_ADDRESS},
+	{"gpa", VMCS_GUEST_PHYSICAL_ADDRESS},        {"intr", VMCS_EXIT_INTERRUPTION_INFORMATION},
+	{"ierr", VMCS_EXIT_INTERRUPTION_ERROR_CODE}, {"idtv", VMCS_IDT_VECTORING_INFORMATION},
+	{"iderr", VMCS_IDT_VECTORING_ERROR_CODE},    {"rip", VMCS_GUEST_RIP},
 };
 
 /* What the last record said: a register that is as it was is left out. */
@@ -68,10 +63,13 @@ static void report_changed(const char *key, uint64_t value, uint64_t *last)
 	*last = value;
 }
 
-static void report_exit(const struct exit_policy *policy, uint32_t reason)
+/* `entered_by`: the instruction that a step of the script entered with; NULL where a reaction resumed. */
+static void report_exit(const struct exit_policy *policy, uint32_t reason, const char *entered_by)
 {
 	record_begin("exit");
 	record_number("n", count);
+	if (entered_by)
+		record_word("by", entered_by);
 	record_number("reason", reason);
 	for (size_t i = 0; i < sizeof(reported) / sizeof(reported[0]); i++)
 		record_nonzero(reported[i].key, read_field(reported[i].field));
@@ -109,7 +107,8 @@ static void skip_instruction(void)
 		rip = (uint32_t)rip;
 	set_field(VMCS_GUEST_RIP, rip);
 	if (interruptibility & INTERRUPTIBILITY_STI_MOV_SS)
-		set_field(VMCS_GUEST_INTERRUPTIBILITY_STATE, interruptibility & ~(uint64_t)INTERRUPTIBILITY_STI_MOV_SS);
+		set_field(VMCS_GUEST_INTERRUPTIBILITY_STATE,
+			  interruptibility & ~(uint64_t)INTERRUPTIBILITY_STI_MOV_SS);
 }
 
 static void set_register(unsigned int index, uint64_t value)
@@ -124,6 +123,10 @@ static void invalidate_ept(uint64_t type, uint64_t eptp)
 {
 	struct vmx_invalidation descriptor = {eptp, 0};
 	vmx_outcome outcome = vmx_invept(type, &descriptor);
+	if (outcome == VMX_SUCCEED) {
+		record_success("invept");
+		return;
+	}
 	record_begin("vmx");
 	record_word("op", "invept");
 	record_outcome(outcome);
@@ -188,7 +191,8 @@ static bool answer(struct exit_policy *policy, uint32_t reason, const char **why
 	struct reader none = {0};
 	for (unsigned int i = 0; i < policy->reaction_count; i++) {
 		struct reaction *reaction = &policy->reactions[i];
-		struct reader actions = {reaction->actions, reaction->actions + reaction->action_bytes, false};
+		struct reader actions = {reaction->actions, reaction->actions + reaction->action_bytes,
+					 false};
 		if (!matches(reaction, basic, qualification))
 			continue;
 		while (actions.position < actions.end)
@@ -201,10 +205,10 @@ static bool answer(struct exit_policy *policy, uint32_t reason, const char **why
 	return act(basic < EXIT_REASONS ? policy->defaults[basic] : ACTION_STOP, &none, why);
 }
 
-static void report_entry(bool resume, vmx_outcome outcome)
+static void report_failed_entry(const char *instruction, vmx_outcome outcome)
 {
 	record_begin("vmx");
-	record_word("op", resume ? "vmresume" : "vmlaunch");
+	record_word("op", instruction);
 	record_outcome(outcome);
 	record_end();
 }
@@ -212,19 +216,18 @@ static void report_entry(bool resume, vmx_outcome outcome)
 const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exits, vmx_outcome *failure)
 {
 	const char *why = "limit";
-	bool first = true;
+	const char *first = resume ? "vmresume" : "vmlaunch";
 	for (uint32_t exits = 0; exits < max_exits; exits++) {
 		vmx_outcome outcome = vmx_enter(resume);
 		uint32_t reason;
-		if (first || outcome != VMX_ENTERED)
-			report_entry(resume, outcome);
-		first = false;
 		if (outcome != VMX_ENTERED) {
+			report_failed_entry(resume ? "vmresume" : "vmlaunch", outcome);
 			*failure = outcome;
 			return "vmfail";
 		}
 		reason = (uint32_t)read_field(VMCS_EXIT_REASON);
-		report_exit(policy, reason);
+		report_exit(policy, reason, first);
+		first = NULL;
 		count++;
 		/* An entry that failed late leaves the launch state "clear": the next try is a VMLAUNCH again. */
 		if (!(reason & EXIT_REASON_ENTRY_FAILURE))

@@ -10,8 +10,8 @@
 struct frame_header {
 	uint32_t bytes;         /* of the operations that follow */
 	uint32_t decoded_bytes; /* of the script they make */
-	uint32_t decoded_crc32;
-	uint32_t flags;
+	uint32_t crc32;         /* of the operations */
+	uint32_t base;          /* crc32 of the frame whose script is copied from; 0: of none */
 };
 
 /* vmxlab.image.frames.PAYLOAD_HEADER */
@@ -30,6 +30,7 @@ static uint8_t *const buffers[2] = {
 };
 static unsigned int current;
 static size_t current_length;
+static uint32_t current_crc32; /* of the frame that made the current script */
 
 static const uint8_t *payload_position;
 static uint32_t payload_left;
@@ -63,10 +64,10 @@ static bool read_varint(const uint8_t **position, const uint8_t *end, uint32_t *
  * An operation is a varint: bit 0 says copy (1) or literal (0), the rest is the length. A copy is followed
  * by a zigzag varint: how far its source lies from where the last operation left off in the old script.
  */
-static bool decode(const uint8_t *position, const uint8_t *end, bool use_old, uint8_t *target, size_t target_bytes)
+static bool decode(const uint8_t *position, const uint8_t *end, size_t old_length, uint8_t *target,
+		   size_t target_bytes)
 {
 	const uint8_t *old = buffers[current];
-	size_t old_length = use_old ? current_length : 0;
 	uint64_t source = 0;
 	size_t done = 0;
 	while (position < end) {
@@ -98,14 +99,17 @@ static bool decode(const uint8_t *position, const uint8_t *end, bool use_old, ui
 static bool open_frame(const struct frame_header *header, const uint8_t *operations, struct script *script)
 {
 	uint8_t *target = buffers[!current];
-	bool use_old = header->flags & FRAME_USES_PREVIOUS;
+	size_t old_length = header->base ? current_length : 0;
 	if (header->decoded_bytes > SCRIPT_BUFFER_BYTES)
 		return broken("script-too-long");
-	if (!decode(operations, operations + header->bytes, use_old, target, header->decoded_bytes))
-		return broken("frame-operations");
-	if (crc32(target, header->decoded_bytes) != header->decoded_crc32)
+	if (crc32(operations, header->bytes) != header->crc32)
 		return broken("frame-crc");
+	if (header->base && header->base != current_crc32)
+		return broken("frame-base");
+	if (!decode(operations, operations + header->bytes, old_length, target, header->decoded_bytes))
+		return broken("frame-operations");
 	current = !current;
+	current_crc32 = header->crc32;
 	current_length = header->decoded_bytes;
 	*script = (struct script){target, current_length};
 	return true;

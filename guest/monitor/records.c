@@ -1,5 +1,7 @@
 #include "monitor/records.h"
 
+#include <stdbool.h>
+
 #include "lib/crc.h"
 #include "lib/format.h"
 #include "lib/memory.h"
@@ -8,12 +10,15 @@
 
 enum {
 	LINE_BYTES = 1024,
+	LIST_BYTES = 512, /* a list that is longer goes on in another record */
 	NUMBER_CHARACTERS = 18,
 	END_CHARACTERS = 7, /* "*hhhh\r\n" */
 };
 
 static char line[LINE_BYTES + END_CHARACTERS];
 static size_t length;
+static size_t sent;       /* how much of the line has left already */
+static bool list_is_open; /* the line is a list of successes that may go on */
 
 /* A record longer than the line would be cut; its checksum then fails on purpose, so nobody reads half of it. */
 static void append(const char *text, size_t bytes)
@@ -29,9 +34,23 @@ static void append_text(const char *text)
 	append(text, strlen(text));
 }
 
+static void send(void)
+{
+	serial_write(line + sent, length - sent);
+	sent = length;
+}
+
+static void close_list(void)
+{
+	if (list_is_open)
+		record_end();
+}
+
 void record_begin(const char *kind)
 {
+	close_list();
 	length = 0;
+	sent = 0;
 	append_text("@");
 	append_text(kind);
 }
@@ -108,6 +127,32 @@ void record_outcome(vmx_outcome outcome)
 	}
 }
 
+static void append_success(const char *operation)
+{
+	if (list_is_open && length < LIST_BYTES) {
+		append_text(",");
+	} else {
+		record_begin("vmx");
+		append_key("ok");
+		list_is_open = true;
+	}
+	append_text(operation);
+}
+
+void record_success(const char *operation)
+{
+	append_success(operation);
+	send();
+}
+
+void record_successes(const char *operation, uint32_t count)
+{
+	append_success(operation);
+	append_text(":");
+	append_hex(count);
+	send();
+}
+
 void record_end(void)
 {
 	bool whole = length < LINE_BYTES;
@@ -116,11 +161,14 @@ void record_end(void)
 	format_digits(line + length + 1, whole ? crc : (uint16_t)~crc, 4);
 	line[length + 5] = '\r';
 	line[length + 6] = '\n';
-	serial_write(line, length + END_CHARACTERS);
+	length += END_CHARACTERS;
+	list_is_open = false;
+	send();
 }
 
 void print(const char *text)
 {
+	close_list();
 	for (; *text; text++) {
 		if (*text == '\n')
 			serial_write("\r", 1);

@@ -15,6 +15,15 @@
 
 void record_begin(const char *kind);
 
+/*
+ * "@vmx ok=vmxon,vmclear,...": what succeeded, in one record. It leaves piece by piece as things happen, so
+ * that a log which ends in the middle shows how far the machine got; whatever is sent next ends it.
+ */
+void record_success(const char *operation);
+
+/* The same for `count` executions: operation:0x5f. */
+void record_successes(const char *operation, uint32_t count);
+
 /* key=0x... */
 void record_number(const char *key, uint64_t value);
 

@@ -6,9 +6,9 @@
 #include "monitor/reader.h"
 #include "monitor/records.h"
 #include "protocol.h"
+#include "vmx/entry.h"
 #include "vmx/instructions.h"
 #include "vmx/operation.h"
-#include "vmx/entry.h"
 #include "vmx_facts.h"
 
 enum { NAME_BYTES = 64, MEMORY_RECORD_BYTES = 256, NO_VMCS = 1 /* no VMCS lies at an odd address */ };
@@ -25,6 +25,10 @@ static struct {
 
 static void report_outcome(const char *operation, vmx_outcome outcome)
 {
+	if (outcome == VMX_SUCCEED) {
+		record_success(operation);
+		return;
+	}
 	record_begin("vmx");
 	record_word("op", operation);
 	record_outcome(outcome);
@@ -92,7 +96,7 @@ static void op_revision(struct reader *script)
 		*region = ((uint32_t)basic & 0x7fffffffu) | flags;
 }
 
-static vmx_outcome op_vmwrites(struct reader *script, vmx_outcome *last_failure)
+static void op_vmwrites(struct reader *script, vmx_outcome *last_failure)
 {
 	uint32_t total = take16(script), written = 0;
 	vmx_outcome outcome;
@@ -111,12 +115,8 @@ static vmx_outcome op_vmwrites(struct reader *script, vmx_outcome *last_failure)
 		record_outcome(outcome);
 		record_end();
 	}
-	record_begin("vmx");
-	record_word("op", "vmwrite");
-	record_number("n", written);
-	record_word("rc", "ok");
-	record_end();
-	return *last_failure;
+	if (written)
+		record_successes("vmwrite", written);
 }
 
 static vmx_outcome op_vmread(struct reader *script)

@@ -60,8 +60,9 @@ void vmx_prepare(void)
 	uint64_t feature_control;
 	if (vmx_capability(MSR_IA32_FEATURE_CONTROL, &feature_control) &&
 	    !(feature_control & FEATURE_CONTROL_LOCKED))
-		try_wrmsr(MSR_IA32_FEATURE_CONTROL,
-			  feature_control | FEATURE_CONTROL_VMXON_ENABLED_OUTSIDE_SMX | FEATURE_CONTROL_LOCKED);
+		try_wrmsr(MSR_IA32_FEATURE_CONTROL, feature_control |
+							    FEATURE_CONTROL_VMXON_ENABLED_OUTSIDE_SMX |
+							    FEATURE_CONTROL_LOCKED);
 	monitor_cr0 = read_cr0();
 	monitor_cr4 = read_cr4();
 	if (vmx_present()) {

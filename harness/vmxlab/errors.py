@@ -116,11 +116,11 @@ class MissingCapability(VmxlabError):
     """The processor lacks what the case needs. A reason to skip, not to fail.
 
     `feature` is the SDM's name, `bit` says where the processor tells it, such as
-    "IA32_VMX_PROCBASED_CTLS2[33]".
+    "IA32_VMX_PROCBASED_CTLS2[33]"; `value` is what stands there.
     """
 
-    def __init__(self, feature: str, bit: str) -> None:
-        super().__init__(f"the processor lacks {feature} ({bit} is 0)")
+    def __init__(self, feature: str, bit: str, *, value: int = 0) -> None:
+        super().__init__(f"the processor lacks {feature} ({bit} is {value})")
         self.feature = feature
         self.bit = bit
 
@@ -137,7 +137,7 @@ class EngineUnavailable(VmxlabError):
 
 
 class MachineError(VmxlabError):
-    """The machine that ran the image went away or stopped answering. `run` is what had arrived of the case."""
+    """The machine went away or stopped answering. `run` is what had arrived of the case."""
 
     run: Run | None = None
 
@@ -159,7 +159,7 @@ class LogError(VmxlabError):
 
 
 class QmpError(MachineError):
-    """The emulator refused a QMP command. `command` is its name, `error_class` QMP's word for the kind of error."""
+    """The emulator refused the QMP command `command`; `error_class` is QMP's word for the kind of error."""
 
     def __init__(self, message: str, *, command: str, error_class: str) -> None:
         super().__init__(message)

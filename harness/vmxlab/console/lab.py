@@ -28,13 +28,12 @@ from vmxlab.errors import (
     VmxlabError,
 )
 from vmxlab.image.compiler import CompiledCase, Target, compile_case, compile_cases
-from vmxlab.image.frames import encode_frame, pack_payload
+from vmxlab.image.frames import Frame, encode_frame, pack_payload
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
     from vmxlab.engines.base import Engine, EngineInfo, Machine
-    from vmxlab.image.frames import Units
     from vmxlab.structures import Capabilities
 
 BOOT_DEADLINE_S = 30.0
@@ -72,7 +71,7 @@ class Lab:
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None
         self._session: Session | None = None
-        self._units: Units | None = None
+        self._frame: Frame | None = None
         self._capabilities: Capabilities | None = None
         self._info: EngineInfo | None = None
         self._width = 52
@@ -125,14 +124,14 @@ class Lab:
         session = self._up()
         deadline = case.limits.seconds or self._case_deadline_s
         try:
-            frame = encode_frame(compiled.units, self._units)
-            records = session.run_frame(frame, deadline)
+            frame = encode_frame(compiled.units, self._frame)
+            records = session.run_frame(frame.data, deadline)
         except MachineError as error:
             raise self._crashed(error, compiled) from None
         except BaseException:
             self._down()  # in the middle of a conversation nobody knows where it stands
             raise
-        self._units = compiled.units
+        self._frame = frame
         self._idle()
         return run_from_records(records, case, engine=session.machine.info.title(), log_path=session.log.path)
 
@@ -233,7 +232,7 @@ class Lab:
         self._info = self._machine.info
         log.remark(f"engine: {self._info.title()}; {self._info.why}")
         self._session = Session(self._machine, log)
-        self._units = None
+        self._frame = None
         return self._session
 
     def _folder(self) -> Path:
@@ -250,7 +249,7 @@ class Lab:
     def _down(self) -> None:
         session, self._session = self._session, None
         machine, self._machine = self._machine, None
-        self._units = None
+        self._frame = None
         if machine is not None:
             machine.stop()
         if session is not None:

@@ -354,6 +354,11 @@ class _Builder:
         self.name = record.values.get("name", "")
 
     def _take_vmx(self, record: Record) -> None:
+        if "ok" in record.values:
+            for item in record.values["ok"].split(","):
+                operation, _, count = item.partition(":")
+                self._succeeded(operation, int(count, 16) if count else None)
+            return
         values = {k: int(v, 16) for k, v in record.values.items() if k not in _NOT_IN_OUTCOME}
         self.outcomes.append(
             Outcome(
@@ -369,8 +374,13 @@ class _Builder:
             )
         )
 
+    def _succeeded(self, operation: str, count: int | None = None) -> None:
+        self.outcomes.append(Outcome(operation, OutcomeKind.SUCCEED, count=count))
+
     def _take_exit(self, record: Record) -> None:
-        values = {k: int(v, 16) for k, v in record.values.items()}
+        if "by" in record.values:  # an exit says itself that the VM entry before it took place
+            self._succeeded(record.values["by"])
+        values = {k: int(v, 16) for k, v in record.values.items() if k != "by"}
         number = values.pop("n")
         if number != len(self.exits):
             raise ProtocolError(

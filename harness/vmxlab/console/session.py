@@ -66,9 +66,20 @@ class Session:
             pexpect.TIMEOUT,
         ]
         self._spawn: Any = fdpexpect.fdspawn(machine.serial.fileno(), maxread=65536, timeout=None)
+        self._read = self._spawn.read_nonblocking
+        self._spawn.read_nonblocking = self._read_and_acknowledge
         self._spawn.delayafterread = None
         self._spawn.delaybeforesend = None
         self._spawn.logfile_read = log
+
+    def _read_and_acknowledge(self, *args: Any, **kwargs: Any) -> bytes:
+        """An emulator that sends byte by byte over TCP waits for each acknowledgement (Nagle's algorithm)."""
+        data: bytes = self._read(*args, **kwargs)
+        import socket
+
+        if self.machine.serial.family == socket.AF_INET:
+            self.machine.serial.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return data
 
     @property
     def has_vmx(self) -> bool:
@@ -189,17 +200,16 @@ class Session:
     def _died(self, what: str) -> MachineDied:
         with contextlib.suppress(Exception):
             self.log.remark(self.machine.postmortem())
-        error = MachineDied(
-            f"{what}: {self.machine.end().value}", advice="the log's last lines say what the engine saw"
-        )
-        return self._located(error)
+        advice = "the log's last lines say what the engine saw"
+        return self._located(MachineDied(f"{what}: {self.machine.end().value}", advice=advice))
 
-    def _located(self, error: Any) -> Any:
+    def _located(self, error: _E) -> _E:
         last = self.reader.last
-        error.locate(
-            engine=self.machine.info.title(), last_record=last.line if last else None, log_path=self.log.path
+        return error.locate(
+            engine=self.machine.info.title(),
+            last_record=last.line if last else None,
+            log_path=self.log.path,
         )
-        return error
 
 
 def capabilities_from_record(record: Record) -> Capabilities:

@@ -4,7 +4,8 @@ A frame is a header and operations that make the script out of the one before it
 literal bytes. Cases differ little from each other, so a frame is mostly copies, and a thousand cases fit
 into a ROM. guest/monitor/payload.c reads them.
 
-    frame    bytes u32, decoded bytes u32, CRC-32 of the decoded script u32, flags u32, operations
+    frame    bytes of the operations u32, bytes of the script u32, CRC-32 of the operations u32, CRC-32 of the
+             frame whose script is copied from u32 (0: of none), operations
     operation varint (length << 1 | is copy); a literal is followed by its bytes, a copy by a zigzag varint:
              its distance in the old script from where the last operation left off
     payload  magic u32, version u32, cases u32, bytes of all frames u32, their CRC-32 u32, frames
@@ -15,10 +16,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from vmxlab.errors import ImageError
 from vmxlab.image import layout
-from vmxlab.image.protocol import FRAME_USES_PREVIOUS, PAYLOAD_MAGIC, PROTOCOL_VERSION
+from vmxlab.image.protocol import PAYLOAD_MAGIC, PROTOCOL_VERSION
 
 FRAME_HEADER = struct.Struct("<IIII")
 PAYLOAD_HEADER = struct.Struct("<IIIII")
@@ -30,41 +32,57 @@ Units = Sequence[bytes]
 """A script in pieces that are likely to stand in the next script too: its operations, or parts of them."""
 
 
-def encode_frame(units: Units, previous: Units | None = None) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame, and what the next one needs to be a difference to it."""
+
+    units: Units
+    data: bytes
+    """Header and operations, as they travel."""
+    crc32: int
+
+
+def encode_frame(units: Units, previous: Frame | None = None) -> Frame:
     """The frame of a script; with `previous`, as a difference to it."""
-    script = b"".join(units)
-    if len(script) > layout.SCRIPT_BUFFER_BYTES:
+    length = sum(map(len, units))
+    if length > layout.SCRIPT_BUFFER_BYTES:
         raise ImageError(
-            f"a case needs a script of {len(script)} bytes; the monitor takes {layout.SCRIPT_BUFFER_BYTES}",
+            f"a case needs a script of {length} bytes; the monitor takes {layout.SCRIPT_BUFFER_BYTES}",
             advice="fewer or smaller pages in one case",
         )
-    operations = b"".join(_operations(units, previous or ()))
-    flags = FRAME_USES_PREVIOUS if previous else 0
-    return FRAME_HEADER.pack(len(operations), len(script), zlib.crc32(script), flags) + operations
+    operations = b"".join(_operations(units, previous.units if previous else ()))
+    crc = zlib.crc32(operations)
+    base = previous.crc32 if previous else 0
+    return Frame(units, FRAME_HEADER.pack(len(operations), length, crc, base) + operations, crc)
 
 
 def decode_frame(frame: bytes, previous: bytes = b"") -> bytes:
-    """The script of a frame. Raises ImageError where the frame is cut or damaged."""
+    """The script of a frame, given the script it is a difference to.
+
+    Raises ImageError where the frame is cut or damaged.
+    """
     try:
-        count, length, crc, flags = FRAME_HEADER.unpack_from(frame)
+        count, length, crc, base = FRAME_HEADER.unpack_from(frame)
         operations = frame[FRAME_HEADER.size :]
         if len(operations) != count:
             raise ImageError(f"a frame of {count} bytes is cut short: {len(operations)} are there")
-        script = _apply(operations, previous if flags & FRAME_USES_PREVIOUS else b"")
+        if zlib.crc32(operations) != crc:
+            raise ImageError("a frame is damaged: its checksum does not fit")
+        script = _apply(operations, previous if base else b"")
     except (struct.error, IndexError) as error:
         raise ImageError(f"a frame is cut short: {error}") from error
-    if len(script) != length or zlib.crc32(script) != crc:
-        raise ImageError("a frame is damaged: its checksum does not fit")
+    if len(script) != length:
+        raise ImageError(f"a frame makes a script of {len(script)} bytes and says {length}")
     return script
 
 
 def pack_payload(scripts: Iterable[Units]) -> bytes:
     """All scripts of an image, each a difference to the one before."""
-    frames = []
-    previous: Units | None = None
+    frames: list[bytes] = []
+    previous: Frame | None = None
     for units in scripts:
-        frames.append(encode_frame(units, previous))
-        previous = units
+        previous = encode_frame(units, previous)
+        frames.append(previous.data)
     body = b"".join(frames)
     if PAYLOAD_HEADER.size + len(body) > layout.PAYLOAD_BYTES:
         raise ImageError(

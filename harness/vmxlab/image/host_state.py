@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
 from vmxlab.image.monitor import Monitor
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.registers import CR0, CR4, EFER
@@ -13,7 +17,8 @@ def host_efer() -> int:
     return int(EFER.LME | EFER.LMA)
 
 
-def host_state(monitor: Monitor, capabilities: Capabilities) -> dict[Field, int]:
+@lru_cache(maxsize=8)
+def host_state(monitor: Monitor, capabilities: Capabilities) -> Mapping[Field, int]:
     """Every host-state field that each processor with VMX has.
 
     CR0 and CR4 are what guest/vmx/operation.c makes of the fixed bits; the rest are the monitor's addresses.
@@ -35,7 +40,7 @@ def host_state(monitor: Monitor, capabilities: Capabilities) -> dict[Field, int]
     for name in ("ES", "SS", "DS", "FS", "GS"):
         state[Field[f"HOST_{name}_SELECTOR"]] = monitor.selector_data
     state |= dict.fromkeys(_ZERO, 0)
-    return state
+    return MappingProxyType(state)
 
 
 _ZERO = (

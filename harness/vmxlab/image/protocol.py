@@ -16,8 +16,6 @@ from vmxlab.image import layout
 
 PROTOCOL_VERSION = 1
 PAYLOAD_MAGIC = int.from_bytes(b"VMXP", "little")
-FRAME_USES_PREVIOUS = 1
-"""Frame flag: the frame copies from the script before it."""
 CONSOLE_PROMPT = "vmx> "
 CONSOLE_FRAME = 0x01
 """A line that starts with this byte (SOH) is a frame, not text."""
@@ -106,7 +104,6 @@ def c_header(build_id: int) -> str:
         ("PROTOCOL_VERSION", PROTOCOL_VERSION),
         ("BUILD_ID", build_id),
         ("PAYLOAD_MAGIC", PAYLOAD_MAGIC),
-        ("FRAME_USES_PREVIOUS", FRAME_USES_PREVIOUS),
         ("CONSOLE_FRAME", CONSOLE_FRAME),
         ("FRAME_PATIENCE_TSC", FRAME_PATIENCE_TSC),
         ("SCRIPT_BUFFER_0", layout.SCRIPT_BUFFER_0),

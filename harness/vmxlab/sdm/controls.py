@@ -286,6 +286,6 @@ class ControlSet(Enum):
     def of(cls, flag: BitFlags) -> ControlSet:
         """The set that a control flag belongs to; TypeError for any other kind of flag."""
         for member in cls:
-            if isinstance(flag, member.flags):
+            if type(flag) is member.flags:
                 return member
         raise TypeError(f"{flag!r} is no VM-execution, VM-exit or VM-entry control")
