@@ -7,9 +7,8 @@ that no case takes the next one down. It is what the pytest fixture `vmxlab` is,
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from vmxlab.console.run import End, Run, Verdict, run_from_records
 from vmxlab.console.session import Session
 from vmxlab.errors import (
     CaseError,
+    ImageError,
     MachineError,
     MachineHung,
     MissingCapability,
@@ -33,6 +33,7 @@ from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
+    from vmxlab.console.records import Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
     from vmxlab.structures import Capabilities
 
@@ -67,7 +68,6 @@ class Lab:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._case_deadline_s = case_deadline_s
         self._boot_deadline_s = boot_deadline_s
-        self._boots = itertools.count(1)
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None
         self._session: Session | None = None
@@ -133,7 +133,12 @@ class Lab:
             raise
         self._frame = frame
         self._idle()
-        return run_from_records(records, case, engine=session.machine.info.title(), log_path=session.log.path)
+        try:
+            return run_from_records(
+                records, case, engine=session.machine.info.title(), log_path=session.log.path
+            )
+        except ProtocolError as error:
+            raise error.locate(engine=session.machine.info.title(), log_path=session.log.path) from None
 
     def run_all(self, cases: Sequence[Case]) -> list[Run]:
         """Run every case, one after the other; a case that can't run has its verdict in its own run."""
@@ -152,41 +157,63 @@ class Lab:
         """
         target = self.target
         runs: dict[int, Run] = {}
-        compiled: list[CompiledCase] = []
+        waiting: dict[int, CompiledCase] = {}
         for number, result in enumerate(_compile_each(cases, target)):
             if isinstance(result, CompiledCase):
-                compiled.append(result)
+                waiting[number] = result
             else:
                 runs[number] = _failed_run(cases[number], number, result)
-        order = [number for number in range(len(cases)) if number not in runs]
-        self._down()
-        done = 0
-        while done < len(compiled):
-            for run in self._boot_image(compiled[done:], order[done:]):
-                runs[order[done]] = run
-                done += 1
+        while waiting:
+            done = self._run_one_image(waiting)
+            runs |= done
+            waiting = {number: case for number, case in waiting.items() if number not in done}
         return [runs[number] for number in range(len(cases))]
 
-    def _boot_image(self, compiled: Sequence[CompiledCase], order: Sequence[int]) -> Iterator[Run]:
-        rom = pack_rom(load_monitor(), pack_payload([c.units for c in compiled]))
+    def _run_one_image(self, waiting: Mapping[int, CompiledCase]) -> dict[int, Run]:
+        """Boot an image and read it until it ends or dies; at least one case is answered."""
+        waiting, rom = _pack_what_fits(waiting)
         session = self._open(rom)
-        title = session.machine.info.title()
+        runs: dict[int, Run] = {}
         try:
-            for case, number in zip(compiled, order, strict=True):
-                deadline = case.case.limits.seconds or self._case_deadline_s
-                try:
-                    records = session.read_case(deadline)
-                except MachineError as error:
-                    yield _crashed_run(error, case.case, number, session)
-                    return
-                if not records:
-                    missing = ProtocolError("the image ended before its last case")
-                    missing.locate(engine=title, log_path=session.log.path)
-                    yield _failed_run(case.case, number, missing)
-                    return
-                yield run_from_records(records, case.case, engine=title, log_path=session.log.path)
+            while len(runs) < len(waiting):
+                current = next(number for number in waiting if number not in runs)
+                deadline = waiting[current].case.limits.seconds or self._case_deadline_s
+                records_of_cases = session.read_cases(deadline)
+                if not records_of_cases:
+                    break
+                for records in records_of_cases:
+                    number = records[0].number("id")
+                    runs[number] = self._image_run(session, waiting[number].case, number, records)
+        except MachineError as error:
+            runs[current] = _crashed_run(error, waiting[current].case, current, session)
+            return runs
+        except ProtocolError as error:
+            return runs | self._unanswered(session, waiting, runs, error)
         finally:
             self._down()
+        missing = ProtocolError("the image left no records of this case").locate(log_path=session.log.path)
+        return runs | self._unanswered(session, waiting, runs, missing)
+
+    def _image_run(self, session: Session, case: Case, number: int, records: Sequence[Record]) -> Run:
+        title, path = session.machine.info.title(), session.log.path
+        try:
+            run = run_from_records(records, case, engine=title, log_path=path)
+            broken = session.take_broken()
+            if run.end is None or broken:
+                raise ProtocolError(f"records are damaged or missing: {broken[0] if broken else 'no end'}")
+        except ProtocolError as error:
+            return _failed_run(case, number, error.locate(engine=title, log_path=path))
+        return run
+
+    def _unanswered(
+        self,
+        session: Session,
+        waiting: Mapping[int, CompiledCase],
+        runs: Mapping[int, Run],
+        error: ProtocolError,
+    ) -> dict[int, Run]:
+        error.locate(engine=session.machine.info.title())
+        return {n: _failed_run(case.case, n, error) for n, case in waiting.items() if n not in runs}
 
     # --- the machine -----------------------------------------------------------------------------------
 
@@ -217,10 +244,9 @@ class Lab:
 
     def _open(self, rom: bytes) -> Session:
         self._down()
-        number = next(self._boots)
         folder = self._folder()
-        rom_path = folder / f"image-{os.getpid()}-{number}.rom"
-        log = SerialLog(folder / f"serial-{os.getpid()}-{number}.log")
+        log = SerialLog(folder)
+        rom_path = log.path.with_suffix(".rom")
         try:
             rom_path.write_bytes(rom)
             self._machine = self._engine.open(rom_path, log_dir=folder, model=self._model, why=self._why)
@@ -277,6 +303,17 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _pack_what_fits(waiting: Mapping[int, CompiledCase]) -> tuple[Mapping[int, CompiledCase], bytes]:
+    """An image with all cases, or with the first half, or with the first half of these..."""
+    while True:
+        try:
+            return waiting, pack_rom(load_monitor(), pack_payload([c.units for c in waiting.values()]))
+        except ImageError:
+            if len(waiting) == 1:
+                raise
+            waiting = dict(itertools.islice(waiting.items(), len(waiting) // 2))
 
 
 def _compile_each(cases: Sequence[Case], target: Target) -> list[CompiledCase | VmxlabError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -16,13 +17,23 @@ class SerialLog:
     is not a run.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        """Make the next free serial-N.log in `folder`: no log overwrites what another machine left."""
+        self.path = folder
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = path.open("wb", buffering=0)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._create(folder)
         except OSError as error:
             raise self._error("can't be created", error) from error
+
+    def _create(self, folder: Path) -> BinaryIO:
+        for number in itertools.count(1):
+            self.path = folder / f"serial-{number}.log"
+            try:
+                return self.path.open("xb", buffering=0)
+            except FileExistsError:
+                continue
+        raise AssertionError("itertools.count ended")
 
     def write(self, data: bytes) -> None:
         """Append what arrived. Called by pexpect for each piece it reads."""

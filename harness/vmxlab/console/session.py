@@ -8,13 +8,17 @@ what makes a megabyte of log cheap to wait through.
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pexpect
+from pexpect import fdpexpect
+
 from vmxlab.console.log import SerialLog
-from vmxlab.console.records import Record, RecordReader
+from vmxlab.console.records import BrokenLine, Record, RecordReader
 from vmxlab.errors import MachineDied, MachineHung, ProtocolError, VmxlabError
 from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT, PROTOCOL_VERSION
 from vmxlab.structures import Capabilities
@@ -38,6 +42,40 @@ class _Event(IntEnum):
     TIMEOUT = 5
 
 
+# What was matched before ended at a line's end or a prompt, so the buffer starts with a line.
+_PATTERNS = [
+    rb"(?:^|\n)@end [^\n]*\n",
+    rb"(?:^|\n)@panic [^\n]*\n",
+    rb"(?:^|\n)@done [^\n]*\n",
+    rb"(?:^|\n)" + _PROMPT,
+    pexpect.EOF,
+    pexpect.TIMEOUT,
+]
+
+
+class _Stream(fdpexpect.fdspawn):  # type: ignore[misc]
+    """pexpect on a machine's serial socket, with every byte in the log."""
+
+    def __init__(self, serial: socket.socket, log: SerialLog) -> None:
+        super().__init__(serial.fileno(), maxread=65536, timeout=None)
+        self.delayafterread = None
+        self.delaybeforesend = None
+        self.logfile_read = log
+        self._serial = serial
+        self._is_tcp = serial.family == socket.AF_INET
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = -1) -> bytes:
+        """See `fdspawn`. Acknowledges what came at once.
+
+        Bochs sends byte by byte, and its kernel holds a byte back until the one before is acknowledged
+        (Nagle's algorithm, RFC 896): with the usual delay of an acknowledgement that is 40 ms a case.
+        """
+        data: bytes = super().read_nonblocking(size, timeout)
+        if self._is_tcp:
+            self._serial.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return data
+
+
 class Session:
     """A conversation with a booted monitor. Made for a running machine; `boot` comes first.
 
@@ -46,40 +84,15 @@ class Session:
     """
 
     def __init__(self, machine: Machine, log: SerialLog) -> None:
-        import pexpect
-        from pexpect import fdpexpect
-
         self.machine = machine
         self.log = log
         self.reader = RecordReader()
         self.records: list[Record] = []
-        """Records that no `read_case` has claimed yet."""
+        """Records that no case has claimed yet."""
         self.boot_record: Record | None = None
         self.capabilities: Capabilities | None = None
-        self._patterns = [
-            # What was matched before ended at a line's end or a prompt, so the buffer starts with a line.
-            rb"(?:^|\n)@end [^\n]*\n",
-            rb"(?:^|\n)@panic [^\n]*\n",
-            rb"(?:^|\n)@done [^\n]*\n",
-            rb"(?:^|\n)" + _PROMPT,
-            pexpect.EOF,
-            pexpect.TIMEOUT,
-        ]
-        self._spawn: Any = fdpexpect.fdspawn(machine.serial.fileno(), maxread=65536, timeout=None)
-        self._read = self._spawn.read_nonblocking
-        self._spawn.read_nonblocking = self._read_and_acknowledge
-        self._spawn.delayafterread = None
-        self._spawn.delaybeforesend = None
-        self._spawn.logfile_read = log
-
-    def _read_and_acknowledge(self, *args: Any, **kwargs: Any) -> bytes:
-        """An emulator that sends byte by byte over TCP waits for each acknowledgement (Nagle's algorithm)."""
-        data: bytes = self._read(*args, **kwargs)
-        import socket
-
-        if self.machine.serial.family == socket.AF_INET:
-            self.machine.serial.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        return data
+        self._spawn = _Stream(machine.serial, log)
+        self._broken_seen = 0
 
     @property
     def has_vmx(self) -> bool:
@@ -121,23 +134,55 @@ class Session:
         self._send(bytes([CONSOLE_FRAME]) + frame, limit)
         while self._wait(limit, "the end of the case") is not _Event.PROMPT:
             pass
-        return self._take_case()
+        self._refuse_damage()
+        cases = self._take_cases()
+        if len(cases) != 1:
+            raise self._located(ProtocolError(f"one case was sent, records of {len(cases)} came back"))
+        return cases[0]
 
-    def read_case(self, deadline_s: float) -> list[Record]:
-        """The records of the next case of an image, up to its end; empty when all of them are done."""
+    def read_cases(self, deadline_s: float) -> list[list[Record]]:
+        """The records of an image's next case; empty when all are done.
+
+        More than one where a damaged line hid the end of a case. A case whose records are damaged or
+        missing is not told apart here: `run_from_records` finds that.
+        """
         limit = time.monotonic() + deadline_s
         event = self._wait(limit, "the end of the next case")
         self._take_boot_records()
-        return [] if event in (_Event.DONE, _Event.PROMPT) else self._take_case()
+        if event is _Event.END:
+            return self._take_cases()
+        self._refuse_errors()
+        return []
 
-    def _take_case(self) -> list[Record]:
+    def _take_cases(self) -> list[list[Record]]:
         records, self.records = self.records, []
-        start = next((i for i, record in enumerate(records) if record.kind == "case"), None)
-        refused = [record for record in records if record.kind == "error"]
-        if start is None:
-            what = f"the monitor refused the case: {refused[0]}" if refused else "the case left no records"
-            raise self._located(ProtocolError(what))
-        return records[start:]
+        starts = [i for i, record in enumerate(records) if record.kind == "case"]
+        return [records[i:j] for i, j in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+    def _refuse_errors(self) -> None:
+        for record in self.records:
+            if record.kind == "error":
+                raise self._located(
+                    ProtocolError(
+                        f"the monitor refused what it was given: {record.values.get('what')}",
+                        advice="the image is damaged or was made for another monitor; make it again",
+                    )
+                )
+
+    def _refuse_damage(self) -> None:
+        """Raise where lines of the stream are damaged, or the monitor refused what it was sent."""
+        self._refuse_errors()
+        broken = self.take_broken()
+        if broken:
+            raise self._located(
+                ProtocolError(f"{len(broken)} lines of the serial stream are damaged; the first: {broken[0]}")
+            )
+
+    def take_broken(self) -> list[BrokenLine]:
+        """The damaged lines since the last call."""
+        broken = self.reader.broken[self._broken_seen :]
+        self._broken_seen += len(broken)
+        return broken
 
     def command(self, line: str, deadline_s: float) -> str:
         """Type a command at the prompt; what it printed, without the echo."""
@@ -174,7 +219,7 @@ class Session:
         return event
 
     def _expect(self, limit: float) -> int:
-        index: int = self._spawn.expect(self._patterns, timeout=max(0.0, limit - time.monotonic()))
+        index: int = self._spawn.expect(_PATTERNS, timeout=max(0.0, limit - time.monotonic()))
         return index
 
     def _send(self, data: bytes, limit: float) -> None:
