@@ -9,13 +9,13 @@ check is a `BrokenLine`: counted, shown, never taken for data.
 
 from __future__ import annotations
 
-import binascii
 import re
+from binascii import crc_hqx
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
-_RECORD = re.compile(rb"@([a-z]+)((?: [a-z][a-z0-9]*=[!-)+-<>-~]+)*)\*([0-9a-f]{4})")
+_CRC_BYTES = 5  # '*' and four hexadecimal digits
+_RECORD = re.compile(rb"@[a-z]+( [a-z0-9]+=[^ =*]+)*\*[0-9a-f]{4}$")
 # Whatever begins or ends as a record does was meant as one, or was one before a byte of it was lost.
 _SUSPECT = re.compile(rb"^(?:vmx> )?@[a-z]|\*[0-9a-f]{4}$|\w=0x[0-9a-f]+ \w+=0x")
 
@@ -54,15 +54,19 @@ class BrokenLine:
 
 
 def parse_line(line: bytes) -> Record | None:
-    """The record in a line; None where the line holds none, or a damaged one."""
-    match = _RECORD.search(line)
-    if match is None or match.end() != len(line.rstrip(b"\r\n")):
+    """The record in a line (without its end); None where the line holds none, or a damaged one."""
+    start = line.find(b"@")
+    if start < 0 or line[-_CRC_BYTES:-4] != b"*":
         return None
-    if binascii.crc_hqx(line[match.start() + 1 : match.start(3) - 1], 0) != int(match[3], 16):
+    body = line[start + 1 : -_CRC_BYTES]
+    try:
+        if crc_hqx(body, 0) != int(line[-4:], 16):
+            return None
+        kind, *pairs = body.decode("ascii").split(" ")
+        values = dict([pair.split("=", 1) for pair in pairs])
+    except ValueError:
         return None
-    pairs = match[2].decode("ascii").split()
-    values = dict(pair.split("=", 1) for pair in pairs)
-    return Record(match[1].decode("ascii"), MappingProxyType(values), match[0].decode("ascii"))
+    return Record(kind, values, line[start:].decode("ascii"))
 
 
 @dataclass(slots=True)
@@ -111,7 +115,7 @@ def encode_record(kind: str, values: Mapping[str, str | int]) -> str:
     """The line of a record, as the monitor would write it (without its end)."""
     words = [kind] + [f"{k}={v:#x}" if isinstance(v, int) else f"{k}={v}" for k, v in values.items()]
     body = " ".join(words)
-    return f"@{body}*{binascii.crc_hqx(body.encode('ascii'), 0):04x}"
+    return f"@{body}*{crc_hqx(body.encode('ascii'), 0):04x}"
 
 
 def parse_log(log: bytes) -> tuple[list[Record], list[BrokenLine]]:
