@@ -34,6 +34,11 @@ image: guest ## write an image that boots on every engine
 bench: guest ## measure, as ratios where the machine's speed matters
 	$(Q).venv/bin/python tests/bench/run.py $(ARGS)
 
+wheel: guest ## an installable package with the monitor inside, into dist/
+	$(Q)mkdir -p harness/vmxlab/monitor
+	$(Q)cp build/guest/monitor.elf build/guest/reset.bin harness/vmxlab/monitor/
+	$(Q).venv/bin/pip wheel -q --no-deps -w dist .
+
 lint: ## ruff, mypy, clang-format: all of them, whichever fails
 	$(Q)tools/setup.sh run lint
 	$(Q)status=0; \
@@ -51,7 +56,7 @@ guest: environment ## build the monitor into build/guest
 	$(Q)flock build/guest.lock $(MAKE) $(QUIET) -C guest OUT=../build/guest PYTHON=../.venv/bin/python
 
 clean: ## remove what was built, the logs and the caches; .venv stays
-	$(Q)rm -rf build logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(Q)rm -rf build dist logs harness/vmxlab/monitor .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(Q)find harness tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
@@ -60,4 +65,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm console image bench lint environment guest clean distclean help
+.PHONY: setup run test test-kvm console image bench wheel lint environment guest clean distclean help

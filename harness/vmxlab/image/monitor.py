@@ -14,7 +14,7 @@ from vmxlab.errors import ImageError
 from vmxlab.image import layout
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_PLACES = (_PACKAGE / "monitor", _PACKAGE.parent.parent / "build" / "guest")
+_PLACES = (_PACKAGE.parent.parent / "build" / "guest", _PACKAGE / "monitor")
 _ADVICE = "build it with 'make guest' in the checkout"
 
 
