@@ -183,26 +183,33 @@ static bool matches(struct reaction *reaction, uint32_t basic, uint64_t qualific
 	       (reaction->match_count == 0 || match - reaction->from_match < reaction->match_count);
 }
 
-/* Answers an exit: the first reaction that matches, else the default of its reason. False ends the case. */
+/* The first reaction that applies, or NULL. All of them count the exit, so that their counts agree. */
+static const struct reaction *choose(struct exit_policy *policy, uint32_t basic)
+{
+	uint64_t qualification = read_field(VMCS_EXIT_QUALIFICATION);
+	const struct reaction *chosen = NULL;
+	for (unsigned int i = 0; i < policy->reaction_count; i++)
+		if (matches(&policy->reactions[i], basic, qualification) && !chosen)
+			chosen = &policy->reactions[i];
+	return chosen;
+}
+
+/* Answers an exit: by the first reaction that applies, else by the default of its reason. False ends the case. */
 static bool answer(struct exit_policy *policy, uint32_t reason, const char **why)
 {
 	uint32_t basic = reason & EXIT_REASON_BASIC;
-	uint64_t qualification = read_field(VMCS_EXIT_QUALIFICATION);
-	struct reader none = {0};
-	for (unsigned int i = 0; i < policy->reaction_count; i++) {
-		struct reaction *reaction = &policy->reactions[i];
-		struct reader actions = {reaction->actions, reaction->actions + reaction->action_bytes,
-					 false};
-		if (!matches(reaction, basic, qualification))
-			continue;
-		while (actions.position < actions.end)
-			if (!act(take8(&actions), &actions, why))
-				return false;
-		if (actions.overrun)
-			*why = "script";
-		return !actions.overrun;
-	}
-	return act(basic < EXIT_REASONS ? policy->defaults[basic] : ACTION_STOP, &none, why);
+	const struct reaction *reaction = choose(policy, basic);
+	struct reader actions = {0};
+	if (!reaction)
+		return act(basic < EXIT_REASONS ? policy->defaults[basic] : ACTION_STOP, &actions, why);
+	actions.position = reaction->actions;
+	actions.end = reaction->actions + reaction->action_bytes;
+	while (actions.position < actions.end)
+		if (!act(take8(&actions), &actions, why))
+			return false;
+	if (actions.overrun)
+		*why = "script";
+	return !actions.overrun;
 }
 
 static void report_failed_entry(const char *instruction, vmx_outcome outcome)

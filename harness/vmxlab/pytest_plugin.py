@@ -187,6 +187,18 @@ class VmxlabFixture:
         self._runs += runs
         return runs
 
+    @property
+    def physical_address_width(self) -> int:
+        """MAXPHYADDR of the processor, in bits."""
+        with _skipping():
+            return self.lab.target.physical_address_width
+
+    def require_ept(self, *features: str) -> None:
+        """Skip the test where the processor lacks one of these fields of IA32_VMX_EPT_VPID_CAP."""
+        with _skipping():
+            for feature in features:
+                self.lab.capabilities.ept_vpid.require(feature)
+
     def require(self, *controls: BitFlags) -> None:
         """Skip the test where the processor lacks one of these controls."""
         with _skipping():

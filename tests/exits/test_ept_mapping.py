@@ -13,9 +13,7 @@ import pytest
 from vmxlab import Case, Ept, ExitReason, MemoryType, PageSize, SecondaryControls, guest_ept, on
 from vmxlab.cases.memory import DATA, L2_MEMORY, PAGE_TABLES, PROGRAM, UNMAPPED, machine_address
 from vmxlab.cases.steps import STANDARD, ReportMemory
-from vmxlab.errors import MissingCapability
 from vmxlab.image.layout import EPT_TABLES, FREE_PAGES
-from vmxlab.structures.ept_entry import ADDRESS, shift_of
 
 pytestmark = pytest.mark.vmx_needs(SecondaryControls.ENABLE_EPT)
 
@@ -35,15 +33,6 @@ FAR_PAGING = {
 VALUE = 0x1122334455667788
 BYTES = VALUE.to_bytes(8, "little")
 R, W, X = 1, 2, 4
-
-
-def require_ept(vmxlab, *features: str) -> None:
-    """Skip where the processor lacks one of these features of IA32_VMX_EPT_VPID_CAP."""
-    try:
-        for feature in features:
-            vmxlab.capabilities.ept_vpid.require(feature)
-    except MissingCapability as error:
-        pytest.skip(error.message)
 
 
 def far_case(program: str, ept: Ept, **more) -> Case:
@@ -76,7 +65,7 @@ OFFSETS = {
 @SIZES
 def test_l2_reads_what_lies_at_the_machine_address(vmxlab, size, features):
     """Vol. 3C, 29.3.2: the page's address from the entry, the offset of 12, 21 or 30 bits from L2's."""
-    require_ept(vmxlab, *features)
+    vmxlab.require_ept(*features)
     ept = ept_with(size)
     offsets = OFFSETS[size]
     memory, names = {}, ("rax", "rbx", "rcx", "rdx")
@@ -97,7 +86,7 @@ def test_l2_reads_what_lies_at_the_machine_address(vmxlab, size, features):
 @SIZES
 def test_l1_finds_what_l2_wrote(vmxlab, size, features):
     """Vol. 3C, 29.3.2: the same for writes."""
-    require_ept(vmxlab, *features)
+    vmxlab.require_ept(*features)
     offset = OFFSETS[size][1]
     case = far_case(
         "mov [rdi], rbx",
@@ -113,7 +102,7 @@ def test_l1_finds_what_l2_wrote(vmxlab, size, features):
 @SIZES
 def test_l2_executes_what_lies_at_the_machine_address(vmxlab, size, features):
     """Vol. 3C, 29.3.2: the same for fetches."""
-    require_ept(vmxlab, *features)
+    vmxlab.require_ept(*features)
     offset = OFFSETS[size][1]
     code = bytes.fromhex("b8 2a 00 00 00 f4")  # mov eax, 42; hlt
     case = far_case(
@@ -150,7 +139,7 @@ def test_neighbours_may_be_mapped_far_apart(vmxlab):
 
 def test_all_of_l2_in_one_large_page(vmxlab):
     """Vol. 3C, 29.3.2: L2's program, its tables and its data by a single entry."""
-    require_ept(vmxlab, "page_2m")
+    vmxlab.require_ept("page_2m")
     ept = Ept()
     ept.map(0, L2_MEMORY, SIZE_2M)
     run = vmxlab.run(Case(program="mov rax, [DATA+8]; hlt", data={DATA + 8: BYTES}, ept=ept))
@@ -188,7 +177,7 @@ READ, WRITE, FETCH = "mov rbx, [rdi]", "mov [rdi], rbx", "jmp rdi"
 @SIZES
 def test_violation_of_a_page_of_any_size(vmxlab, size, features, access, rights, shown):
     """Vol. 3C, 29.3.3.2: the last entry's rights hold for the whole page, and the address is exact."""
-    require_ept(vmxlab, *features, *["execute_only"] * (access == READ))
+    vmxlab.require_ept(*features, *["execute_only"] * (access == READ))
     address = FAR + OFFSETS[size][1]
     run = vmxlab.run(far_case(f"nop; {access}", ept_with(size, **rights), registers={"rdi": address}))
     assert run.reasons == [ExitReason.EPT_VIOLATION]
@@ -203,7 +192,7 @@ def test_violation_of_a_page_of_any_size(vmxlab, size, features, access, rights,
 def test_large_page_ends_where_it_ends(vmxlab, level):
     """Vol. 3C, 29.3.2: the byte behind it is translated by the next entry, which is not there."""
     size, feature = {2: (SIZE_2M, "page_2m"), 3: (SIZE_1G, "page_1g")}[level]
-    require_ept(vmxlab, feature)
+    vmxlab.require_ept(feature)
     ept = guest_ept()
     # 1 GiB: from 0, in place of L2's own pages; 2 MiB: behind them.
     if level == 2:
@@ -230,7 +219,7 @@ def test_large_page_ends_where_it_ends(vmxlab, level):
 @pytest.mark.parametrize(("size", "feature"), [(SIZE_2M, "page_2m"), (SIZE_1G, "page_1g")], ids=["2M", "1G"])
 def test_split_page_translates_as_before(vmxlab, size, feature):
     """Vol. 3C, 29.3.2: 512 smaller pages in place of one: L2 sees no difference."""
-    require_ept(vmxlab, "page_2m", feature)
+    vmxlab.require_ept("page_2m", feature)
     ept = ept_with(size)
     ept.split(FAR)
     assert ept.translate(FAR).size is {SIZE_2M: SIZE_4K, SIZE_1G: SIZE_2M}[size]
@@ -246,7 +235,7 @@ def test_split_page_translates_as_before(vmxlab, size, feature):
 @pytest.mark.parametrize(("size", "feature"), [(SIZE_2M, "page_2m"), (SIZE_1G, "page_1g")], ids=["2M", "1G"])
 def test_one_page_of_a_split_one_can_differ(vmxlab, size, feature, change):
     """Vol. 3C, 29.3.2: its neighbours on both sides are as they were."""
-    require_ept(vmxlab, "page_2m", feature)
+    vmxlab.require_ept("page_2m", feature)
     ept = ept_with(size)
     hole = FAR + 0x4_5000
     if change == "protect":
@@ -267,16 +256,6 @@ def test_one_page_of_a_split_one_can_differ(vmxlab, size, feature, change):
 # --- what L1 changes while L2 runs -------------------------------------------------------------------------
 
 
-def entry_address(ept: Ept, gpa: int, level: int) -> int:
-    """Where the entry of this level that translates `gpa` lies in the machine."""
-    tables = dict(ept.tables(EPT_TABLES))
-    table = EPT_TABLES
-    for above in range(4, level, -1):
-        offset = (gpa >> shift_of(above) & 511) * 8
-        table = int.from_bytes(tables[table][offset : offset + 8], "little") & ADDRESS
-    return table + (gpa >> shift_of(level) & 511) * 8
-
-
 def page_entry(hpa: int, rights: int = R | W | X, large: bool = False) -> bytes:
     return struct.pack("<Q", hpa | rights | MemoryType.WB << 3 | large << 7)
 
@@ -288,12 +267,12 @@ def repair(
     reason: ExitReason, ept: Ept, gpa: int, entry: bytes, *, level: int = 1, invept: bool, times: int = 0
 ):
     """React to an exit: write the entry of this level that translates `gpa`, and go on."""
-    reaction = on(reason, times=times).write(entry_address(ept, gpa, level), entry)
+    reaction = on(reason, times=times).write(ept.entry_address(EPT_TABLES, gpa, level), entry)
     return (reaction.invept() if invept else reaction).resume()
 
 
 def require_invept(vmxlab, invept: bool, *features: str) -> None:
-    require_ept(vmxlab, *features, *["invept", "invept_single_context"] * invept)
+    vmxlab.require_ept(*features, *["invept", "invept_single_context"] * invept)
 
 
 @INVEPT
@@ -393,10 +372,10 @@ def test_misconfiguration_can_be_repaired(vmxlab, invept):
 @pytest.mark.parametrize("type_", [1, 2], ids=["single-context", "all-context"])
 def test_page_that_was_moved_is_seen_after_invept(vmxlab, type_):
     """Vol. 3C, 29.4.3.1: INVEPT of either type ends the use of the translation that L2 had before."""
-    require_ept(vmxlab, "invept", {1: "invept_single_context", 2: "invept_all_context"}[type_])
+    vmxlab.require_ept("invept", {1: "invept_single_context", 2: "invept_all_context"}[type_])
     ept = guest_ept()
     ept.map(UNMAPPED, FREE_PAGES)
-    move = on(ExitReason.CPUID).write(entry_address(ept, UNMAPPED, 1), page_entry(OTHER_PAGES))
+    move = on(ExitReason.CPUID).write(ept.entry_address(EPT_TABLES, UNMAPPED, 1), page_entry(OTHER_PAGES))
     run = vmxlab.run(
         Case(
             program="mov rsi, [UNMAPPED]; cpuid; mov rdi, [UNMAPPED]; hlt",
@@ -412,9 +391,11 @@ def test_page_that_was_moved_is_seen_after_invept(vmxlab, type_):
 
 def test_right_that_was_taken_away_is_missed_after_invept(vmxlab):
     """Vol. 3C, 29.4.3.1: a page that L2 has written to before is read-only from there on."""
-    require_ept(vmxlab, "invept", "invept_single_context")
+    vmxlab.require_ept("invept", "invept_single_context")
     ept = guest_ept()
-    take = on(ExitReason.CPUID).write(entry_address(ept, PAGE, 1), page_entry(machine_address(PAGE), R | X))
+    take = on(ExitReason.CPUID).write(
+        ept.entry_address(EPT_TABLES, PAGE, 1), page_entry(machine_address(PAGE), R | X)
+    )
     run = vmxlab.run(
         Case(
             program="mov [rdi], rbx; cpuid; mov rcx, [rdi]; mov [rdi], rbx; hlt",

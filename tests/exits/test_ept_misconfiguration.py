@@ -11,7 +11,6 @@ import pytest
 
 from vmxlab import Case, Ept, ExitReason, Field, MemoryType, PageSize, SecondaryControls, guest_ept
 from vmxlab.cases.memory import DATA, PAGE_TABLES, PROGRAM, UNMAPPED, machine_address
-from vmxlab.errors import MissingCapability
 from vmxlab.image.layout import FREE_PAGES
 from vmxlab.sdm.registers import RFLAGS
 
@@ -64,19 +63,6 @@ def far_case(ept: Ept, access: str = READ, **more) -> Case:
     )
 
 
-def require_ept(vmxlab, *features: str) -> None:
-    """Skip where the processor lacks one of these features of IA32_VMX_EPT_VPID_CAP."""
-    try:
-        for feature in features:
-            vmxlab.capabilities.ept_vpid.require(feature)
-    except MissingCapability as error:
-        pytest.skip(error.message)
-
-
-def width_of(vmxlab) -> int:
-    return vmxlab.lab.target.physical_address_width
-
-
 def assert_misconfigured(run, *, address: int = FAR + 0x128, rip: int = PROGRAM + 1) -> None:
     """The one exit: basic reason 49, the guest-physical address, no event, and nothing executed.
 
@@ -94,7 +80,7 @@ def assert_misconfigured(run, *, address: int = FAR + 0x128, rip: int = PROGRAM 
 
 def assert_check_agrees(vmxlab, ept: Ept, level: int | None) -> None:
     """`Ept.check` names an entry of this level and no other; None: it finds nothing."""
-    faults = ept.check(vmxlab.capabilities.ept_vpid, physical_address_width=width_of(vmxlab))
+    faults = ept.check(vmxlab.capabilities.ept_vpid, physical_address_width=vmxlab.physical_address_width)
     assert {fault.level for fault in faults} == ({level} if level else set())
 
 
@@ -123,7 +109,7 @@ def all_misconfigured(names) -> dict[str, list]:
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_page_to_write_but_not_to_read_is_misconfigured(vmxlab, level, rights, access):
     """Vol. 3C, 29.3.3.1: bits 2:0 of 010b or 110b, whatever the access is."""
-    require_ept(vmxlab, *PAGE_FEATURES[level])
+    vmxlab.require_ept(*PAGE_FEATURES[level])
     ept = ept_with_page(level, rights | WB)
     assert_check_agrees(vmxlab, ept, level)
     run = vmxlab.run(far_case(ept, access))
@@ -154,7 +140,7 @@ def test_pml4_entry_is_misconfigured(vmxlab, bits):
 )
 def test_execute_only_is_misconfigured_where_it_is_not_supported(vmxlab, where, level):
     """Vol. 3C, 29.3.3.1: bits 2:0 of 100b; with the capability a read is an EPT violation instead."""
-    require_ept(vmxlab, *(PAGE_FEATURES[level] if where == "page" else ()))
+    vmxlab.require_ept(*(PAGE_FEATURES[level] if where == "page" else ()))
     ept = ept_with_page(level, X | WB) if where == "page" else ept_with_table(level, X)
     run = vmxlab.run(far_case(ept))
     if vmxlab.capabilities.ept_vpid.execute_only:
@@ -172,7 +158,7 @@ def test_execute_only_is_misconfigured_where_it_is_not_supported(vmxlab, where, 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_memory_type_of_a_page(vmxlab, level, memory_type):
     """Vol. 3C, 29.3.3.1: in bits 5:3 of an entry that maps a page 2, 3 and 7 are reserved."""
-    require_ept(vmxlab, *PAGE_FEATURES[level])
+    vmxlab.require_ept(*PAGE_FEATURES[level])
     ept = ept_with_page(level, RWX | memory_type << 3)
     run = vmxlab.run(far_case(ept))
     if memory_type in (2, 3, 7):
@@ -202,8 +188,8 @@ def bits_beyond(width: int) -> range:
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_address_bits_of_a_page_beyond_the_processors_width_are_reserved(vmxlab, level):
     """Vol. 3C, 29.3.3.1: a bit in 51:12 beyond the physical-address width."""
-    require_ept(vmxlab, *PAGE_FEATURES[level])
-    bits = bits_beyond(width_of(vmxlab))
+    vmxlab.require_ept(*PAGE_FEATURES[level])
+    bits = bits_beyond(vmxlab.physical_address_width)
     epts = {f"bit {n}": ept_with_page(level, RWX | WB | 1 << n) for n in bits}
     assert run_each(vmxlab, epts, level) == all_misconfigured(epts)
 
@@ -211,7 +197,7 @@ def test_address_bits_of_a_page_beyond_the_processors_width_are_reserved(vmxlab,
 @pytest.mark.parametrize("level", [2, 3, 4])
 def test_address_bits_of_a_table_beyond_the_processors_width_are_reserved(vmxlab, level):
     """Vol. 3C, 29.3.3.1: the same in an entry that leads to a table."""
-    for n in bits_beyond(width_of(vmxlab)):
+    for n in bits_beyond(vmxlab.physical_address_width):
         ept = guest_ept()
         ept.set_raw_entry(FAR, level, RWX | 1 << n)
         run = vmxlab.run(far_case(ept))
@@ -224,7 +210,7 @@ def test_address_bits_of_a_table_beyond_the_processors_width_are_reserved(vmxlab
 @pytest.mark.parametrize("level", [2, 3])
 def test_address_bits_of_a_large_page_below_its_size_are_reserved(vmxlab, level):
     """Vol. 3C, Tables 29-2 and 29-4: bits 20:12 of a page of 2 MiB, 29:12 of one of 1 GiB (12: see below)."""
-    require_ept(vmxlab, *PAGE_FEATURES[level])
+    vmxlab.require_ept(*PAGE_FEATURES[level])
     epts = {f"bit {n}": ept_with_page(level, RWX | WB | 1 << n) for n in range(13, {2: 21, 3: 30}[level])}
     assert run_each(vmxlab, epts, level) == all_misconfigured(epts)
 
@@ -233,7 +219,7 @@ def test_address_bits_of_a_large_page_below_its_size_are_reserved(vmxlab, level)
 @pytest.mark.parametrize("level", [2, 3])
 def test_bit_12_of_a_large_page_is_reserved(vmxlab, level):
     """Vol. 3C, Tables 29-2 and 29-4: the same; it is no PAT bit, as it would be in L2's own paging."""
-    require_ept(vmxlab, *PAGE_FEATURES[level])
+    vmxlab.require_ept(*PAGE_FEATURES[level])
     ept = ept_with_page(level, RWX | WB | 1 << 12)
     assert_check_agrees(vmxlab, ept, level)
     assert_misconfigured(vmxlab.run(far_case(ept)))
@@ -266,7 +252,7 @@ IGNORED = {
 )
 def test_ignored_bits_are_no_misconfiguration(vmxlab, where, level):
     """Vol. 3C, Tables 29-1 to 29-7: these bits have no meaning unless a feature is on that gives them one."""
-    require_ept(vmxlab, *(PAGE_FEATURES[level] if where == "page" else ()))
+    vmxlab.require_ept(*(PAGE_FEATURES[level] if where == "page" else ()))
     numbers = (*IGNORED[where], *([7] * (level == 1)))
     bits = RWX | sum(1 << n for n in numbers)
     ept = ept_with_page(level, bits | WB) if where == "page" else ept_with_table(level, bits)
@@ -286,7 +272,7 @@ RESERVED_TYPE = 7 << 3
 )
 def test_misconfiguration_comes_before_the_violation_of_its_own_rights(vmxlab, name, rights, access):
     """Vol. 3C, 29.3.3.3: rights count only if the translation ends without a misconfiguration."""
-    require_ept(vmxlab, *["execute_only"] * (rights == X))
+    vmxlab.require_ept(*["execute_only"] * (rights == X))
     rip = FAR + 0x128 if access == FETCH else PROGRAM + 1
     assert_misconfigured(vmxlab.run(far_case(ept_with_page(1, rights | RESERVED_TYPE), access)), rip=rip)
 

@@ -23,7 +23,6 @@ from vmxlab import (
 )
 from vmxlab.cases.memory import DATA, PAGE_TABLES, PROGRAM
 from vmxlab.cases.steps import STANDARD, Enter, ReportMemory, Vmread, Vmwrite
-from vmxlab.errors import MissingCapability
 from vmxlab.image.layout import EPT_TABLES, FREE_PAGES
 from vmxlab.structures.ept_entry import shift_of
 
@@ -31,19 +30,6 @@ pytestmark = pytest.mark.vmx_needs(SecondaryControls.ENABLE_EPT)
 
 VALID = EPTPointer(address=EPT_TABLES)
 """Write-back, 4 levels, no accessed and dirty flags: what most processors with EPT take."""
-
-
-def require_ept(vmxlab, *features: str) -> None:
-    """Skip where the processor lacks one of these features of IA32_VMX_EPT_VPID_CAP."""
-    try:
-        for feature in features:
-            vmxlab.capabilities.ept_vpid.require(feature)
-    except MissingCapability as error:
-        pytest.skip(error.message)
-
-
-def width_of(vmxlab) -> int:
-    return vmxlab.lab.target.physical_address_width
 
 
 def enters(vmxlab, pointer: EPTPointer) -> bool:
@@ -64,7 +50,7 @@ def enters(vmxlab, pointer: EPTPointer) -> bool:
 
 def assert_check_predicts(vmxlab, pointer: EPTPointer) -> bool:
     """The processor does what `EPTPointer.check` says; returns whether it entered."""
-    broken = pointer.check(vmxlab.capabilities.ept_vpid, width_of(vmxlab))
+    broken = pointer.check(vmxlab.capabilities.ept_vpid, vmxlab.physical_address_width)
     entered = enters(vmxlab, pointer)
     assert entered is not bool(broken), f"{pointer!r}: {[str(rule) for rule in broken]}"
     return entered
@@ -75,8 +61,8 @@ def assert_check_predicts(vmxlab, pointer: EPTPointer) -> bool:
 
 def test_valid_pointer_enters(vmxlab):
     """Vol. 3C, 27.2.1.1: nothing to complain of; L2 runs to its HLT."""
-    require_ept(vmxlab, "memory_type_wb", "page_walk_length_4")
-    assert VALID.check(vmxlab.capabilities.ept_vpid, width_of(vmxlab)) == []
+    vmxlab.require_ept("memory_type_wb", "page_walk_length_4")
+    assert VALID.check(vmxlab.capabilities.ept_vpid, vmxlab.physical_address_width) == []
     assert vmxlab.run(Case(eptp=VALID)).reasons == [ExitReason.HLT]
 
 
@@ -90,7 +76,7 @@ def test_memory_type(vmxlab, memory_type):
 
 def test_l2_runs_with_uncacheable_ept_paging_structures(vmxlab):
     """Vol. 3C, 29.3.7.1: the type is that of accesses to the EPT tables; L2 sees no difference."""
-    require_ept(vmxlab, "memory_type_uc")
+    vmxlab.require_ept("memory_type_uc")
     run = vmxlab.run(
         Case(program="mov rax, [DATA]; hlt", data={DATA: b"\x07"}, eptp=replace(VALID, memory_type=0))
     )
@@ -121,14 +107,14 @@ def test_bits_11_to_8_are_reserved(vmxlab, bit):
 
 def test_address_bits_beyond_the_processors_width_are_reserved(vmxlab):
     """Vol. 3C, 27.2.1.1: bits 63:N, N being the physical-address width."""
-    for bit in range(width_of(vmxlab), 64):
+    for bit in range(vmxlab.physical_address_width, 64):
         assert not assert_check_predicts(vmxlab, replace(VALID, address=EPT_TABLES | 1 << bit)), f"bit {bit}"
 
 
 def test_several_faults_are_one_failure(vmxlab):
     """Vol. 3C, 27.2.1.1: whatever is wrong, the error is the same."""
     pointer = EPTPointer.from_bits((1 << 64) - 1)
-    assert len(pointer.check(vmxlab.capabilities.ept_vpid, width_of(vmxlab))) >= 4
+    assert len(pointer.check(vmxlab.capabilities.ept_vpid, vmxlab.physical_address_width)) >= 4
     assert not enters(vmxlab, pointer)
 
 
@@ -170,22 +156,12 @@ WITH_FLAGS = EPTPointer.from_table_phys(EPT_TABLES)
 PAGE = DATA + 0x8000
 
 
-def entry_address(ept: Ept, gpa: int, level: int) -> int:
-    """Where the entry of this level that translates `gpa` lies in the machine."""
-    tables = dict(ept.tables(EPT_TABLES))
-    table = EPT_TABLES
-    for above in range(4, level, -1):
-        offset = (gpa >> shift_of(above) & 511) * 8
-        table = int.from_bytes(tables[table][offset : offset + 8], "little") & (1 << 52) - 0x1000
-    return table + (gpa >> shift_of(level) & 511) * 8
-
-
 def flags_after(vmxlab, access: str, ept: Ept, gpa: int, eptp: EPTPointer, **more) -> dict[int, int]:
     """By level from 4 down: bits 9:8 of the entries that translate `gpa`, after L2 made one access to it."""
     leaf = next(
         level for start, level, _ in ept.leaves() if gpa >> shift_of(level) == start >> shift_of(level)
     )
-    addresses = {level: entry_address(ept, gpa, level) for level in range(4, leaf - 1, -1)}
+    addresses = {level: ept.entry_address(EPT_TABLES, gpa, level) for level in range(4, leaf - 1, -1)}
     steps = (*STANDARD, *(ReportMemory(address, 8) for address in addresses.values()))
     run = vmxlab.run(
         Case(program=f"{access}; hlt", registers={"rdi": gpa}, ept=ept, eptp=eptp, steps=steps, **more)
@@ -212,7 +188,7 @@ FAR_PAGING = {
 @ACCESSES
 def test_access_sets_the_accessed_flags_and_a_write_the_dirty_flag(vmxlab, access):
     """Vol. 3C, 29.3.5: accessed in every entry used; dirty, by a write, in the one that maps the page."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     leaf = ACCESSED | (DIRTY if access == WRITE else 0)
     flags = flags_after(vmxlab, access, guest_ept(), PAGE, WITH_FLAGS, data=HLT_THERE)
     assert flags == {4: ACCESSED, 3: ACCESSED, 2: ACCESSED, 1: leaf}
@@ -229,7 +205,7 @@ def test_flags_stay_clear_unless_they_are_enabled(vmxlab, access):
 @pytest.mark.parametrize(("feature", "size", "level"), [("page_2m", 1 << 21, 2), ("page_1g", 1 << 30, 3)])
 def test_flags_of_a_large_page_are_in_its_one_entry(vmxlab, access, feature, size, level):
     """Vol. 3C, 29.3.5: the same for the PDE of a page of 2 MiB and the PDPTE of one of 1 GiB."""
-    require_ept(vmxlab, "accessed_dirty", feature)
+    vmxlab.require_ept("accessed_dirty", feature)
     ept = guest_ept()
     ept.map(FAR & -size, FREE_PAGES & -size, size)
     flags = flags_after(vmxlab, access, ept, FAR, WITH_FLAGS, data=FAR_PAGING)
@@ -239,14 +215,14 @@ def test_flags_of_a_large_page_are_in_its_one_entry(vmxlab, access, feature, siz
 
 def test_walk_of_the_guests_paging_sets_the_dirty_flag(vmxlab):
     """Vol. 3C, 29.3.5, 29.3.3.2: accesses to L2's paging structures are treated as writes."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     flags = flags_after(vmxlab, "nop", guest_ept(), PAGE_TABLES, WITH_FLAGS)
     assert flags[1] == ACCESSED | DIRTY
 
 
 def test_processor_clears_no_flag(vmxlab):
     """Vol. 3C, 29.3.5: the flags are sticky: only software clears them."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     ept = guest_ept()
     ept.protect(PAGE, 0x1000, accessed=True, dirty=True)
     assert flags_after(vmxlab, READ, ept, PAGE, WITH_FLAGS)[1] == ACCESSED | DIRTY
@@ -254,10 +230,10 @@ def test_processor_clears_no_flag(vmxlab):
 
 def test_write_that_is_denied_sets_no_dirty_flag(vmxlab):
     """Vol. 3C, 29.3.5: a write that exits as an EPT violation did not happen."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     ept = guest_ept()
     ept.protect(PAGE, 0x1000, write=False)
-    entry = entry_address(ept, PAGE, 1)
+    entry = ept.entry_address(EPT_TABLES, PAGE, 1)
     run = vmxlab.run(
         Case(
             program="mov [rdi], rbx; hlt",

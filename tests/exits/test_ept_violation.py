@@ -8,7 +8,6 @@ import pytest
 
 from vmxlab import Case, EPTPointer, ExitReason, Field, Mode, PrimaryControls, SecondaryControls, guest_ept
 from vmxlab.cases.memory import DATA, PROGRAM, UNMAPPED, machine_address
-from vmxlab.errors import MissingCapability
 from vmxlab.image.layout import EPT_TABLES
 from vmxlab.sdm.registers import CR0, CR4, RFLAGS
 
@@ -129,15 +128,6 @@ def assert_not_executed(violation, access: str, address: int) -> None:
 KIND = {READ: (True, False, False), WRITE: (False, True, False), FETCH: (False, False, True)}
 
 
-def require_ept(vmxlab, *features: str) -> None:
-    """Skip where the processor lacks one of these features of IA32_VMX_EPT_VPID_CAP."""
-    try:
-        for feature in features:
-            vmxlab.capabilities.ept_vpid.require(feature)
-    except MissingCapability as error:
-        pytest.skip(error.message)
-
-
 # --- the access and the rights -----------------------------------------------------------------------------
 
 
@@ -157,7 +147,7 @@ def test_access_to_an_unmapped_page_exits(vmxlab, access, offset):
 @pytest.mark.parametrize("rights", ["rwx", "rw-", "r-x", "r--", "--x"])
 def test_access_exits_where_the_page_does_not_grant_it(vmxlab, access, rights):
     """Vol. 3C, 29.3.3.2: a read, write or fetch needs bit 0, 1 or 2; Table 28-7: bits 5:3 show them."""
-    require_ept(vmxlab, *["execute_only"] * (rights == "--x"))
+    vmxlab.require_ept(*["execute_only"] * (rights == "--x"))
     ept = guest_ept()
     ept.protect(PAGE, 0x1000, **rights_of(rights))
     run = vmxlab.run(access_case(access, PAGE + 0x120, ept=ept, data={PAGE + 0x120: HLT}))
@@ -192,7 +182,7 @@ def test_access_exits_where_the_page_does_not_grant_it(vmxlab, access, rights):
 )
 def test_rights_are_those_of_all_entries_of_the_walk(vmxlab, access, by_level, granted):
     """Vol. 3C, Table 28-7: bits 5:3 are each the AND of one bit of all EPT entries used."""
-    require_ept(vmxlab, *["execute_only"] * ("--x" in by_level.values()))
+    vmxlab.require_ept(*["execute_only"] * ("--x" in by_level.values()))
     ept = guest_ept()
     ept.map(FAR, machine_address(PAGE))
     for level, rights in by_level.items():
@@ -397,7 +387,7 @@ def test_writing_the_guest_accessed_flag_needs_write_access(vmxlab):
 @pytest.mark.parametrize("level", [3, 2, 1])
 def test_with_accessed_and_dirty_flags_a_walk_is_a_write(vmxlab, level, rights):
     """Vol. 3C, 29.3.3.2: with EPTP bit 6 every access to L2's paging structures needs write access."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     ept = guest_ept()
     if rights == "---":
         ept.unmap(WALK[level] & ~0xFFF, 0x1000)
@@ -415,7 +405,7 @@ def test_with_accessed_and_dirty_flags_a_walk_is_a_write(vmxlab, level, rights):
 @pytest.mark.vmx_known_difference("ept-ad-walk-without-read-bit")
 def test_with_accessed_and_dirty_flags_a_walk_sets_the_read_bit_too(vmxlab):
     """Vol. 3C, Table 28-7, note 1: such an access sets both bit 0 and bit 1."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     ept = guest_ept()
     ept.protect(WALK_TABLE, 0x1000, write=False)
     run = vmxlab.run(access_case(READ, WALKED, ept=ept, eptp=WITH_FLAGS, **own_paging()))
@@ -455,7 +445,7 @@ def test_load_of_the_pdptes_has_no_linear_address(vmxlab):
 
 def test_load_of_the_pdptes_is_no_write_even_with_accessed_and_dirty_flags(vmxlab):
     """Vol. 3C, 29.3.3.2: the PDPTEs that MOV to CR3 loads are read, so that a read-only page serves."""
-    require_ept(vmxlab, "accessed_dirty")
+    vmxlab.require_ept("accessed_dirty")
     ept = guest_ept()
     ept.protect(PAGE, 0x1000, write=False)
     assert vmxlab.run(pae_case(vmxlab, PAGE, ept=ept, eptp=WITH_FLAGS)).reasons == [ExitReason.HLT]
@@ -487,7 +477,7 @@ def test_page_fault_comes_before_the_violation_of_the_page(vmxlab, pte, error_co
 )
 def test_advanced_information_tells_what_the_guest_paging_allows(vmxlab, pte, user, writable):
     """Vol. 3C, Table 28-7: bits 9 to 11 are rights by L2's own paging, from all its entries together."""
-    require_ept(vmxlab, "advanced_exit_information")
+    vmxlab.require_ept("advanced_exit_information")
     ept = guest_ept()
     ept.unmap(PAGE, 0x1000)
     q = the_violation(vmxlab.run(access_case(READ, WALKED, ept=ept, **own_paging(pte)))).qualification

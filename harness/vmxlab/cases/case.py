@@ -6,6 +6,7 @@ and ends, on any processor with VMX.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -43,8 +44,8 @@ class Limits:
             raise OutOfRange("Limits.exits", self.exits, "1 to 2^32-1")
         if self.l2_tsc is not None and self.l2_tsc < 1:
             raise OutOfRange("Limits.l2_tsc", self.l2_tsc, "at least 1 tick")
-        if self.seconds is not None and self.seconds <= 0:
-            raise CaseError(f"Limits.seconds is {self.seconds}: a deadline lies in the future")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise CaseError(f"Limits.seconds is {self.seconds}: a deadline lies in the future, and comes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +106,20 @@ class Case:
     expect: Iterable[ExitReason | int] | None = None
 
     def __post_init__(self) -> None:
-        """Check all that can be checked without a processor; keep every collection as a tuple or a dict."""
+        """Check all that can be checked without a processor; keep a copy of all that could change later."""
         set_ = object.__setattr__
         for name in ("enable", "disable", "needs"):
-            flags = getattr(self, name)
-            set_(self, name, (flags,) if isinstance(flags, BitFlags) else tuple(flags))
-            for flag in getattr(self, name):
-                ControlSet.of(flag)
-        for name in ("watch", "reactions", "steps"):
+            set_(self, name, _controls(name, getattr(self, name)))
+        for name in ("reactions", "steps"):
             set_(self, name, tuple(getattr(self, name)))
-        set_(self, "fields", {as_field(key): value for key, value in self.fields.items()})
+        for name in ("raw_controls", "registers", "data", "memory"):
+            set_(self, name, dict(getattr(self, name)))
+        for name in ("io_bitmap", "msr_bitmap", "ept"):
+            structure = getattr(self, name)
+            if structure is not None:
+                set_(self, name, structure.copy())
+        _refuse_contradiction(self.enable, self.disable)
+        set_(self, "fields", _fields(self.fields))
         set_(self, "watch", tuple(as_field(key) for key in self.watch))
         if self.expect is not None:
             set_(self, "expect", tuple(self.expect))
@@ -157,6 +162,36 @@ class Case:
         ):
             if have > limit:
                 raise OutOfRange(f"number of {what}", have, f"at most {limit}")
+
+
+def _controls(name: str, flags: BitFlags | Iterable[BitFlags]) -> tuple[BitFlags, ...]:
+    try:
+        flags = (flags,) if isinstance(flags, BitFlags) else tuple(flags)
+        for flag in flags:
+            ControlSet.of(flag)
+    except TypeError as error:
+        raise CaseError(
+            f"{name}: {error}", advice="a control is written PrimaryControls.RDTSC_EXITING, for example"
+        ) from None
+    return flags
+
+
+def _refuse_contradiction(enable: Iterable[BitFlags], disable: Iterable[BitFlags]) -> None:
+    off = tuple(disable)
+    for on in enable:
+        for flag in off:
+            if type(on) is type(flag) and on & flag:
+                raise CaseError(f"the case enables and disables {(on & flag).describe()}")
+
+
+def _fields(values: Mapping[Field, int]) -> dict[Field, int]:
+    fields: dict[Field, int] = {}
+    for key, value in values.items():
+        field_ = as_field(key)
+        if field_ in fields:
+            raise CaseError(f"the case gives VMCS field {field_.name} twice, under different keys")
+        fields[field_] = value
+    return fields
 
 
 def as_field(key: Field | str | int) -> Field:

@@ -123,10 +123,12 @@ def _activate_further_sets(wanted: dict[ControlSet, int], wish: _Wish, capabilit
 def _refuse_forced(values: dict[ControlSet, int], wish: _Wish, capabilities: Capabilities) -> None:
     for flag in wish.disable:
         controls = ControlSet.of(flag)
-        if values[controls] & flag:
-            bit = int(flag).bit_length() - 1
+        forced = values[controls] & flag
+        if forced:
+            bit = (forced & -forced).bit_length() - 1
+            name = capabilities.control(controls).name_of(bit)
             msr = capabilities.control_msr(controls).name
-            raise MissingCapability(f"the 0-setting of {flag.name}", f"{msr}[{bit}]", value=1)
+            raise MissingCapability(f"the 0-setting of {name}", f"{msr}[{bit}]", value=1)
 
 
 _ALWAYS_WRITTEN = (ControlSet.PIN, ControlSet.PRIMARY, ControlSet.EXIT, ControlSet.ENTRY)

@@ -56,6 +56,9 @@ class SetMemory:
     address: int
     data: bytes
 
+    def __post_init__(self) -> None:
+        _require_width("machine address", self.address, 64)
+
 
 @dataclass(frozen=True, slots=True)
 class InveptAction:
@@ -63,6 +66,10 @@ class InveptAction:
 
     type: int
     eptp: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_width("INVEPT type", self.type, 64)
+        _require_width("EPTP", self.eptp or 0, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,11 @@ class Stop:
 Act = SetRegister | SetField | SetMemory | InveptAction | Skip | Resume | Stop
 
 
+def _require_width(what: str, value: int, bits: int) -> None:
+    if not 0 <= value < 1 << bits:
+        raise OutOfRange(what, value, f"{bits} bits")
+
+
 def require_field_value(field: Field, value: int) -> None:
     """Raise OutOfRange where `value` has more bits than `field`."""
     if not 0 <= value <= field.max:
@@ -99,6 +111,18 @@ class Reaction:
     from_match: int = 0
     match_count: int = 0
     actions: tuple[Act, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        _require_width("basic exit reason", self.reason, 16)
+        _require_width("exit qualification mask", self.qualification_mask, 64)
+        _require_width("exit qualification", self.qualification_value, 64)
+        _require_width("first match", self.from_match, 32)
+        _require_width("number of matches", self.match_count, 32)
+        if self.qualification_value & ~self.qualification_mask:
+            raise CaseError(
+                f"qualification value {self.qualification_value:#x} has bits outside its mask "
+                f"{self.qualification_mask:#x}: it could never match"
+            )
 
     def _and(self, action: Act) -> Reaction:
         if self.actions and isinstance(self.actions[-1], Stop):
@@ -154,16 +178,11 @@ def on(
 ) -> Reaction:
     """Start a reaction to exits of `reason`.
 
-    `qualification` is (mask, value): only exits whose qualification has these bits. `first` counts matches
-    from 0: earlier ones are left to other reactions. `times` limits how many it answers; 0 is no limit.
+    `qualification` is (mask, value): only exits whose qualification has these bits. `first` and `times`
+    choose among the exits that match, counted from 0 whether or not another reaction answered them: it is
+    for those from `first` on, and for `times` of them; 0 is all.
     """
     mask, value = qualification or (0, 0)
-    if not (0 <= mask <= U64_MAX and 0 <= value <= U64_MAX):
-        raise OutOfRange("exit qualification", max(mask, value), "64 bits")
-    if value & ~mask:
-        raise CaseError(
-            f"qualification value {value:#x} has bits outside its mask {mask:#x}: it could never match"
-        )
     return Reaction(int(reason), mask, value, first, times)
 
 

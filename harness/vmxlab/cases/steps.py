@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmxlab.errors import OutOfRange
 from vmxlab.sdm.fields import Field
 
 
@@ -17,6 +18,27 @@ class Step:
     """One step; with `go_on` its failure does not end the case."""
 
     go_on: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise OutOfRange for an operand that is wider than the instruction's."""
+        for name, bits in _OPERAND_BITS.items():
+            value = getattr(self, name, None)
+            if value is not None and not 0 <= value < 1 << bits:
+                raise OutOfRange(f"{type(self).__name__}: {name}", value, f"the operand has {bits} bits")
+
+
+_OPERAND_BITS = {
+    "region": 64,
+    "field": 32,
+    "value": 64,
+    "type": 64,
+    "eptp": 64,
+    "vpid": 64,
+    "linear_address": 64,
+    "msr": 32,
+    "address": 64,
+    "length": 32,
+}
 
 
 @dataclass(frozen=True, slots=True)

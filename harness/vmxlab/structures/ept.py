@@ -325,11 +325,9 @@ class Ept:
         Upper levels come first, within a level in order of the addresses they translate. Misaligned or
         OutOfRange if they can't lie there.
         """
-        tables = [table for _, table in self._root.place(0)]
-        require_page_address("address of the EPT tables", base, self.physical_address_width, len(tables))
-        addresses = {id(table): base + PAGE_SIZE * number for number, table in enumerate(tables)}
+        addresses = self._addresses(base)
         pages = []
-        for table in tables:
+        for _, table in self._root.place(0):
             values = [0] * ENTRIES
             for index, entry in table.entries.items():
                 values[index] = entry
@@ -337,6 +335,27 @@ class Ept:
                 values[index] |= addresses[id(child)]
             pages.append((addresses[id(table)], _pack(*values)))
         return pages
+
+    def entry_address(self, base: int, gpa: int, level: int = 1) -> int:
+        """Where the entry of `level` that translates `gpa` lies, with the tables at `base` as in `tables`.
+
+        For whoever changes an entry on the machine. CaseError if no table of that level translates `gpa`.
+        """
+        _check_gpa(gpa)
+        _check_level(level, 1)
+        table = self._root
+        while table.level > level:
+            below = table.children.get(table.index_of(gpa))
+            if below is None:
+                raise CaseError(f"no EPT table of level {level} translates {gpa:#x}")
+            table = below
+        return self._addresses(base)[id(table)] + 8 * table.index_of(gpa)
+
+    def _addresses(self, base: int) -> dict[int, int]:
+        """The address of each table, by its id."""
+        tables = [table for _, table in self._root.place(0)]
+        require_page_address("address of the EPT tables", base, self.physical_address_width, len(tables))
+        return {id(table): base + PAGE_SIZE * number for number, table in enumerate(tables)}
 
     def pages(self, base: int) -> list[tuple[int, bytes]]:
         """The same as `tables`, by the name that every structure has for it."""
