@@ -6,21 +6,24 @@ that no case takes the next one down. It is what the pytest fixture `vmxlab` is,
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from vmxlab.cases.case import Case
 from vmxlab.console.log import SerialLog
 from vmxlab.console.run import End, Run, Verdict, run_from_records
 from vmxlab.console.session import Session
+from vmxlab.engines.logs import log_error
 from vmxlab.errors import (
     CaseError,
     ImageError,
+    LogError,
     MachineError,
     MachineHung,
     MissingCapability,
@@ -33,7 +36,7 @@ from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
-    from vmxlab.console.records import Record
+    from vmxlab.console.records import BrokenLine, Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
     from vmxlab.structures import Capabilities
 
@@ -41,6 +44,8 @@ BOOT_DEADLINE_S = 30.0
 CASE_DEADLINE_S = 20.0
 
 CPUID_VMX = "CPUID.1:ECX.VMX[5]"
+
+_E = TypeVar("_E", bound=VmxlabError)
 
 
 class Lab:
@@ -120,16 +125,27 @@ class Lab:
         Raises MissingCapability (skip it), CaseError, or MachineError if the machine died or hung; the
         error's `run` then holds what had arrived. The next call starts a fresh machine.
         """
-        compiled = compile_case(case, self.target, number=next(self._numbers))
-        session = self._up()
+        return self._run(case, next(self._numbers))
+
+    def _run(self, case: Case, number: int) -> Run:
+        try:
+            compiled = compile_case(case, self.target, number=number)
+            session = self._up()
+        except MachineError as error:  # while it booted
+            error.run = _failed_run(case, number, error)
+            raise
         deadline = case.limits.seconds or self._case_deadline_s
         try:
             frame = encode_frame(compiled.units, self._frame)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
-            raise self._crashed(error, compiled) from None
-        except BaseException:
+            error.run = _crashed_run(error, case, number, session)
+            self._down()
+            raise
+        except BaseException as error:
             self._down()  # in the middle of a conversation nobody knows where it stands
+            if isinstance(error, VmxlabError):
+                self._located(session, error).locate(case=case.name or f"case {number}")
             raise
         self._frame = frame
         self._idle()
@@ -138,14 +154,15 @@ class Lab:
                 records, case, engine=session.machine.info.title(), log_path=session.log.path
             )
         except ProtocolError as error:
-            raise error.locate(engine=session.machine.info.title(), log_path=session.log.path) from None
+            raise self._located(session, error).locate(case=case.name or f"case {number}") from None
 
     def run_all(self, cases: Sequence[Case]) -> list[Run]:
         """Run every case, one after the other; a case that can't run has its verdict in its own run."""
         runs = []
-        for number, case in enumerate(cases):
+        for case in cases:
+            number = next(self._numbers)
             try:
-                runs.append(self.run(case))
+                runs.append(self._run(case, number))
             except VmxlabError as error:
                 runs.append(_failed_run(case, number, error))
         return runs
@@ -154,6 +171,7 @@ class Lab:
         """Run all cases out of one image, booted afresh, without anything being sent to it.
 
         A case that kills the machine is a CRASH of its own; the image of those behind it is booted next.
+        Where none can be booted any more, the rest is an ERROR each.
         """
         target = self.target
         runs: dict[int, Run] = {}
@@ -171,49 +189,62 @@ class Lab:
 
     def _run_one_image(self, waiting: Mapping[int, CompiledCase]) -> dict[int, Run]:
         """Boot an image and read it until it ends or dies; at least one case is answered."""
-        waiting, rom = _pack_what_fits(waiting)
-        session = self._open(rom)
+        try:
+            waiting, rom = _pack_what_fits(waiting)
+        except ImageError as error:  # the first case alone is too large
+            number, case = next(iter(waiting.items()))
+            return {number: _failed_run(case.case, number, error)}
+        try:
+            session = self._open(rom)
+        except VmxlabError as error:
+            return _unanswered(waiting, {}, error)
         runs: dict[int, Run] = {}
         try:
             while len(runs) < len(waiting):
-                current = next(number for number in waiting if number not in runs)
+                current = _next_case(waiting, runs)
                 deadline = waiting[current].case.limits.seconds or self._case_deadline_s
                 records_of_cases = session.read_cases(deadline)
-                if not records_of_cases:
-                    break
                 for records in records_of_cases:
                     number = records[0].number("id")
                     runs[number] = self._image_run(session, waiting[number].case, number, records)
+                if records_of_cases:
+                    continue
+                broken = session.take_broken()
+                if not broken or current in runs:
+                    break
+                runs[current] = _failed_run(
+                    waiting[current].case, current, self._located(session, _damage(broken))
+                )
         except MachineError as error:
+            current = _case_in(session.records, current)
             runs[current] = _crashed_run(error, waiting[current].case, current, session)
             return runs
+        except LogError as error:  # perhaps there is room for the logs of the cases behind it
+            current = _case_in(session.records, current)
+            runs[current] = _failed_run(waiting[current].case, current, self._located(session, error))
+            return runs
         except ProtocolError as error:
-            return runs | self._unanswered(session, waiting, runs, error)
+            return runs | _unanswered(waiting, runs, self._located(session, error))
         finally:
             self._down()
-        missing = ProtocolError("the image left no records of this case").locate(log_path=session.log.path)
-        return runs | self._unanswered(session, waiting, runs, missing)
+        missing = ProtocolError("the image left no records of this case")
+        return runs | _unanswered(waiting, runs, self._located(session, missing))
 
     def _image_run(self, session: Session, case: Case, number: int, records: Sequence[Record]) -> Run:
         title, path = session.machine.info.title(), session.log.path
+        broken = session.take_broken()
         try:
+            if broken:
+                raise _damage(broken)
             run = run_from_records(records, case, engine=title, log_path=path)
-            broken = session.take_broken()
-            if run.end is None or broken:
-                raise ProtocolError(f"records are damaged or missing: {broken[0] if broken else 'no end'}")
+            if run.end is None:
+                raise ProtocolError("the record of the case's end is missing")
         except ProtocolError as error:
-            return _failed_run(case, number, error.locate(engine=title, log_path=path))
+            return _failed_run(case, number, self._located(session, error))
         return run
 
-    def _unanswered(
-        self,
-        session: Session,
-        waiting: Mapping[int, CompiledCase],
-        runs: Mapping[int, Run],
-        error: ProtocolError,
-    ) -> dict[int, Run]:
-        error.locate(engine=session.machine.info.title())
-        return {n: _failed_run(case.case, n, error) for n, case in waiting.items() if n not in runs}
+    def _located(self, session: Session, error: _E) -> _E:
+        return error.locate(engine=session.machine.info.title(), log_path=session.log.path)
 
     # --- the machine -----------------------------------------------------------------------------------
 
@@ -248,22 +279,27 @@ class Lab:
         log = SerialLog(folder)
         rom_path = log.path.with_suffix(".rom")
         try:
-            rom_path.write_bytes(rom)
+            _write_rom(rom_path, rom)
             self._machine = self._engine.open(rom_path, log_dir=folder, model=self._model, why=self._why)
-        except BaseException:
+            self._info = self._machine.info
+            log.remark(f"engine: {self._info.title()}; {self._info.why}")
+            self._session = Session(self._machine, log)
+        except BaseException as error:
             log.close()
+            self._down()
+            if isinstance(error, VmxlabError):
+                error.locate(engine=self._engine.name, log_path=log.path)
             raise
         finally:
             rom_path.unlink(missing_ok=True)
-        self._info = self._machine.info
-        log.remark(f"engine: {self._info.title()}; {self._info.why}")
-        self._session = Session(self._machine, log)
-        self._frame = None
         return self._session
 
     def _folder(self) -> Path:
         if self._log_dir is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="vmxlab-")
+            try:
+                self._temporary = tempfile.TemporaryDirectory(prefix="vmxlab-")
+            except OSError as error:
+                raise log_error(Path(tempfile.gettempdir()), error) from error
             self._log_dir = Path(self._temporary.name)
         return self._log_dir
 
@@ -280,14 +316,6 @@ class Lab:
             machine.stop()
         if session is not None:
             session.log.close()
-
-    def _crashed(self, error: MachineError, compiled: CompiledCase) -> MachineError:
-        session = self._session
-        assert session is not None
-        error.locate(case=compiled.case.name or None)
-        error.run = _crashed_run(error, compiled.case, 0, session)
-        self._down()
-        return error
 
     def close(self) -> None:
         """Stop the machine; nothing of it stays behind but the logs in `log_dir`."""
@@ -330,30 +358,77 @@ def _compile_each(cases: Sequence[Case], target: Target) -> list[CompiledCase | 
         return results
 
 
+def _write_rom(path: Path, rom: bytes) -> None:
+    try:
+        path.write_bytes(rom)
+    except OSError as error:
+        raise log_error(path, error) from error
+
+
+def _next_case(waiting: Mapping[int, CompiledCase], runs: Mapping[int, Run]) -> int:
+    """The case behind the last one that was answered: what came before it and left no records won't come."""
+    last = max(runs, default=-1)
+    return next((number for number in waiting if number > last), last)
+
+
+def _case_in(records: Sequence[Record], default: int) -> int:
+    """The number of the case that these records of an unfinished one are of."""
+    return next((r.number("id") for r in reversed(records) if r.kind == "case"), default)
+
+
+def _damage(broken: Sequence[BrokenLine]) -> ProtocolError:
+    return ProtocolError(f"{len(broken)} lines of the serial stream are damaged; the first: {broken[0]}")
+
+
+def _unanswered(
+    waiting: Mapping[int, CompiledCase], runs: Mapping[int, Run], error: VmxlabError
+) -> dict[int, Run]:
+    return {n: _failed_run(case.case, n, error) for n, case in waiting.items() if n not in runs}
+
+
 def _crashed_run(error: MachineError, case: Case, number: int, session: Session) -> Run:
-    """What had arrived of a case when its machine went away."""
+    """What had arrived of a case when its machine went away; of damaged records, those before the damage."""
+    error.locate(case=case.name or f"case {number}")
     records = session.records
-    start = next((i for i, record in enumerate(records) if record.kind == "case"), len(records))
-    partial = run_from_records(
-        records[start:],
-        case,
-        engine=session.machine.info.title(),
-        log_path=session.log.path,
-        error=error,
-        verdict_on_error=Verdict.CRASH,
-    )
+    starts = [i for i, record in enumerate(records) if record.kind == "case"]
+    records = records[starts[-1] :] if starts else []
+
+    def partial(count: int) -> Run | None:
+        try:
+            return run_from_records(
+                records[:count],
+                case,
+                engine=session.machine.info.title(),
+                log_path=session.log.path,
+                error=error,
+                verdict_on_error=Verdict.CRASH,
+            )
+        except ProtocolError:
+            return None
+
+    # One record that does not fit spoils all behind it, so the good ones are found by halving.
+    good = len(records)
+    if partial(good) is None:
+        good = bisect.bisect_left(range(1, good + 1), True, key=lambda count: partial(count) is None)
+    run = partial(good)
+    assert run is not None
     end = End.HUNG if isinstance(error, MachineHung) else End.DIED
-    return replace(partial, end=end, number=number)
+    return replace(run, end=end, number=number, name=case.name)
 
 
 def _failed_run(case: Case, number: int, error: VmxlabError) -> Run:
     if isinstance(error, MachineError) and error.run is not None:
         return error.run
-    verdict = Verdict.SKIP if isinstance(error, MissingCapability) else Verdict.ERROR
+    verdict, end = Verdict.ERROR, None
+    if isinstance(error, MissingCapability):
+        verdict = Verdict.SKIP
+    elif isinstance(error, MachineError):  # it never got as far as the case
+        verdict, end = Verdict.CRASH, End.HUNG if isinstance(error, MachineHung) else End.DIED
     return Run(
         case=case,
         number=number,
         name=case.name,
+        end=end,
         error=error,
         verdict_on_error=verdict,
         engine=error.engine or "",

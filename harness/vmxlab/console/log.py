@@ -20,6 +20,7 @@ class SerialLog:
     def __init__(self, folder: Path) -> None:
         """Make the next free serial-N.log in `folder`: no log overwrites what another machine left."""
         self.path = folder
+        self._at_line_start = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._create(folder)
@@ -41,6 +42,8 @@ class SerialLog:
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view) :]
+            if data:
+                self._at_line_start = data.endswith(b"\n")
         except OSError as error:
             raise self._error("can't be written", error) from error
 
@@ -48,8 +51,9 @@ class SerialLog:
         """Nothing is buffered (pexpect calls this)."""
 
     def remark(self, text: str) -> None:
-        """A line of the harness."""
-        self.write(b"".join(b"# " + line.encode("utf-8", "replace") + b"\n" for line in text.splitlines()))
+        """Lines of the harness. What the machine left without an end is a line of its own."""
+        lines = [b"# " + line.encode("utf-8", "replace") + b"\n" for line in text.splitlines()]
+        self.write(b"".join(lines if self._at_line_start else [b"\n", *lines]))
 
     def close(self) -> None:
         """Close the file."""

@@ -17,6 +17,7 @@ from vmxlab.cases.controls import compute_controls
 from vmxlab.cases.guest_state import guest_efer, guest_memory, guest_state
 from vmxlab.cases.memory import L2_MEMORY, L2_MEMORY_BYTES, PROGRAM, PROGRAM_SYMBOLS, guest_ept
 from vmxlab.cases.program import Request, assemble_many
+from vmxlab.cases.reactions import Reaction, SetMemory
 from vmxlab.errors import CaseError, OutOfRange, OverlappingPages
 from vmxlab.image import layout, script
 from vmxlab.image.host_state import host_efer, host_state
@@ -31,7 +32,7 @@ from vmxlab.sdm.controls import (
     SecondaryControls,
 )
 from vmxlab.sdm.fields import Field
-from vmxlab.structures import Capabilities, EPTPointer, VmxRegion
+from vmxlab.structures import Capabilities, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
 
 SHADOW_INDICATOR = 1 << 31
 """Bit 31 of a VMCS region's first word (SDM Vol. 3C, 25.2)."""
@@ -95,6 +96,16 @@ def compile_case(
     return _Compiler(case, target, number, program).compile()
 
 
+def _require_own(address: int, length: int, what: str) -> None:
+    """A case writes to its own memory only: not over the monitor, nor over the cases still to come."""
+    if not layout.CASE_BASE <= address <= layout.CASE_LIMIT - length:
+        raise OutOfRange(
+            f"address of {what} ({length:#x} bytes)",
+            address,
+            f"a case owns {layout.CASE_BASE:#x} to {layout.CASE_LIMIT - 1:#x}",
+        )
+
+
 class _Pages:
     """The machine's memory as a case fills it; two things at one place are refused."""
 
@@ -104,12 +115,7 @@ class _Pages:
 
     def claim(self, address: int, length: int, what: str) -> None:
         """Take a range. Raises OutOfRange outside of what a case owns, OverlappingPages where it is taken."""
-        if not layout.CASE_BASE <= address <= layout.CASE_LIMIT - length:
-            raise OutOfRange(
-                f"address of {what} ({length:#x} bytes)",
-                address,
-                f"a case owns {layout.CASE_BASE:#x} to {layout.CASE_LIMIT - 1:#x}",
-            )
+        _require_own(address, length, what)
         for start, size, name in self._claims:
             if address < start + size and start < address + length:
                 raise OverlappingPages(
@@ -158,7 +164,7 @@ class _Compiler:
             *l2,
             script.registers({k: v for k, v in case.registers.items() if k != "rsp"}),
             script.defaults(),
-            *(script.reaction(reaction, self.eptp) for reaction in case.reactions),
+            *(self._reaction(reaction) for reaction in case.reactions),
             script.watch(tuple(case.watch)),
         ]
         for step in case.steps:
@@ -188,13 +194,19 @@ class _Compiler:
     ) -> dict[Field, int]:
         case = self.case
         fields: dict[Field, int] = {}
-        if case.io_bitmap is not None:
-            self.pages.add(layout.IO_BITMAP_A, case.io_bitmap.a, "I/O bitmap A")
-            self.pages.add(layout.IO_BITMAP_B, case.io_bitmap.b, "I/O bitmap B")
-        if case.io_bitmap is not None or controls[ControlSet.PRIMARY] & PrimaryControls.USE_IO_BITMAPS:
+        # A bitmap that is used and not given is all zeros: not what another case left in its place.
+        primary = controls[ControlSet.PRIMARY]
+        io_bitmap, msr_bitmap = case.io_bitmap, case.msr_bitmap
+        if io_bitmap is None and primary & PrimaryControls.USE_IO_BITMAPS:
+            io_bitmap = IOBitmap()
+        if msr_bitmap is None and primary & PrimaryControls.USE_MSR_BITMAPS:
+            msr_bitmap = MsrBitmap()
+        if io_bitmap is not None:
+            self.pages.add(layout.IO_BITMAP_A, io_bitmap.a, "I/O bitmap A")
+            self.pages.add(layout.IO_BITMAP_B, io_bitmap.b, "I/O bitmap B")
             fields |= {Field.IO_BITMAP_A: layout.IO_BITMAP_A, Field.IO_BITMAP_B: layout.IO_BITMAP_B}
-        if case.msr_bitmap is not None:
-            self.pages.add(layout.MSR_BITMAP, case.msr_bitmap.to_bytes(), "MSR bitmap")
+        if msr_bitmap is not None:
+            self.pages.add(layout.MSR_BITMAP, msr_bitmap.to_bytes(), "MSR bitmap")
             fields[Field.MSR_BITMAP] = layout.MSR_BITMAP
         for bitmap, address, name in (
             (case.vmread_bitmap, layout.VMREAD_BITMAP, Field.VMREAD_BITMAP),
@@ -269,7 +281,13 @@ class _Compiler:
             raise OutOfRange("Limits.l2_tsc", ticks, "the preemption timer has 32 bits")
         return min(value, PREEMPTION_TIMER_MAX)
 
-    # --- steps --------------------------------------------------------------------------------------------
+    # --- reactions and steps ------------------------------------------------------------------------------
+
+    def _reaction(self, reaction: Reaction) -> bytes:
+        for action in reaction.actions:
+            if isinstance(action, SetMemory):
+                _require_own(action.address, len(action.data), "a reaction's write")
+        return script.reaction(reaction, self.eptp)
 
     def _step(self, step: s.Step, fields: Mapping[Field, int]) -> list[bytes]:
         go_on = step.go_on
@@ -301,6 +319,7 @@ class _Compiler:
             case s.SetCr4(value=value):
                 return [script.with_u64(Op.CR4, value, go_on=go_on)]
             case s.Store(address=address, data=content):
+                _require_own(address, len(content), "a Store step")
                 return [script.data(address, content)]
             case s.ReportMemory(address=address, length=length):
                 return [script.report_memory(address, length)]

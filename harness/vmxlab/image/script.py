@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from vmxlab.cases import reactions as r
-from vmxlab.errors import CaseError
+from vmxlab.errors import CaseError, OutOfRange
 from vmxlab.image.protocol import OP_GO_ON, Action, Op
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.registers import GENERAL_REGISTERS
 
 EXIT_REASONS = 128
 """Size of the table of default actions."""
+
+MAX_ACTION_BYTES = 0xFFFF
 
 _MIN_SEQUENCE = 4
 
@@ -108,6 +110,8 @@ def defaults() -> bytes:
 def reaction(what: r.Reaction, eptp: int | None) -> bytes:
     """A reaction; `eptp` is the case's own, for an INVEPT that names none."""
     actions = b"".join(_action(action, eptp) for action in what.actions)
+    if len(actions) > MAX_ACTION_BYTES:
+        raise OutOfRange("size of a reaction's actions", len(actions), f"{MAX_ACTION_BYTES:#x} bytes")
     return (
         op(Op.REACTION)
         + struct.pack(

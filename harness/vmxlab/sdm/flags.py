@@ -20,6 +20,18 @@ class BitFlags(IntFlag, boundary=KEEP):
             value &= _ALL_64_BITS
         return super()._missing_(value)
 
+    def __eq__(self, other: object) -> bool:
+        # Bit 11 of one set of controls is not bit 11 of another: as equal keys, one would be taken for the
+        # other in a dict or a cache.
+        if isinstance(other, BitFlags) and type(other) is not type(self):
+            return False
+        return int.__eq__(self, other) if isinstance(other, int) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
     def describe(self) -> str:
         """The names of the bits that are set, unnamed ones as "bit 17"; "none" for an empty set."""
         words = []
