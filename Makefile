@@ -28,8 +28,8 @@ test-kvm: guest ## the suite on this host's own KVM, or why that can't be
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
 
-image: guest ## write an image that boots on every engine
-	$(Q).venv/bin/vmxlab image $(ARGS)
+image: guest ## write an image that boots on every engine, build/vmxlab.*
+	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
 bench: guest ## measure, as ratios where the machine's speed matters
 	$(Q).venv/bin/python tests/bench/run.py $(ARGS)

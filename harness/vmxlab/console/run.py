@@ -240,7 +240,7 @@ class Run:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS or FAIL by the case's `expect`, where the case ran to an end; else what stopped it."""
+        """PASS or FAIL, where the case ran to an end (see `difference`); else what stopped it."""
         if self.verdict_on_error is not None:
             return self.verdict_on_error
         if self.end in (End.DIED, End.HUNG, None):
@@ -250,9 +250,13 @@ class Run:
         return Verdict.FAIL if self.difference() else Verdict.PASS
 
     def difference(self) -> str | None:
-        """What differs from the case's `expect`; None where nothing does, or the case expects nothing."""
+        """What differs from the case's `expect`; None where nothing does.
+
+        Of a case that expects nothing: that a VMX instruction failed which was not told to `go_on`, or that
+        L1 took a fault.
+        """
         if self.case is None or self.case.expect is None:
-            return None
+            return self._failure()
         expected, seen = list(self.case.expect), self.reasons
         for index in range(max(len(expected), len(seen))):
             want = _name(expected[index]) if index < len(expected) else "no more exits"
@@ -263,6 +267,14 @@ class Run:
             )
             if want != have:
                 return f"exit {index}: expected {want}, seen {have}"
+        return None
+
+
+    def _failure(self) -> str | None:
+        if self.end is End.VMFAIL:
+            return next((str(outcome) for outcome in reversed(self.outcomes) if not outcome.ok), None)
+        if self.end is End.FAULT and self.faults:
+            return str(self.faults[-1])
         return None
 
 
