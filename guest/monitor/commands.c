@@ -16,6 +16,8 @@
 enum {
 	RESET_CONTROL_PORT = 0xcf9,
 	RESET_CONTROL_HARD = 0x06,
+	KEYBOARD_COMMAND_PORT = 0x64,
+	KEYBOARD_PULSE_RESET = 0xfe,
 	PEEK_BYTES = 256,
 	PEEK_BYTES_PER_LINE = 16,
 };
@@ -135,8 +137,9 @@ static bool run_reset(const uint64_t *operands, unsigned int count)
 	(void)operands;
 	(void)count;
 	serial_drain();
-	outb(RESET_CONTROL_PORT, RESET_CONTROL_HARD);
-	print("this machine has no reset at port 0xcf9\n");
+	outb(RESET_CONTROL_PORT, RESET_CONTROL_HARD); /* chipsets with PCI */
+	outb(KEYBOARD_COMMAND_PORT, KEYBOARD_PULSE_RESET);
+	print("this machine resets neither by port 0xcf9 nor by the keyboard controller\n");
 	return true;
 }
 

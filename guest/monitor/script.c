@@ -2,6 +2,7 @@
 
 #include "cpu/traps.h"
 #include "lib/memory.h"
+#include "lib/serial.h"
 #include "monitor/exits.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
@@ -275,6 +276,8 @@ static vmx_outcome op_enter(struct reader *script)
 	vmx_outcome outcome = VMX_SUCCEED;
 	if (script->overrun)
 		return outcome;
+	/* If this entry kills the machine, what was said before it must not die in the UART. */
+	serial_drain();
 	run.why = exits_run(&run.policy, resume, max_exits, &outcome);
 	run.ended = outcome == VMX_SUCCEED && strcmp(run.why, "stop") != 0;
 	return outcome;

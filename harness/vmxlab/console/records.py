@@ -13,6 +13,7 @@ import re
 from binascii import crc_hqx
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _CRC_BYTES = 5  # '*' and four hexadecimal digits
 _RECORD = re.compile(rb"@[a-z]+( [a-z0-9]+=[^ =*]+)*\*[0-9a-f]{4}$")
@@ -20,8 +21,7 @@ _RECORD = re.compile(rb"@[a-z]+( [a-z0-9]+=[^ =*]+)*\*[0-9a-f]{4}$")
 _SUSPECT = re.compile(rb"^(?:vmx> )?@[a-z]|\*[0-9a-f]{4}$|\w=0x[0-9a-f]+ \w+=0x")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record: its kind, its values (text as it stands), and the line it was (without its end)."""
 
     kind: str
@@ -58,23 +58,22 @@ def parse_line(line: bytes) -> Record | None:
     start = line.find(b"@")
     if start < 0 or line[-_CRC_BYTES:-4] != b"*":
         return None
-    body = line[start + 1 : -_CRC_BYTES]
     try:
-        if crc_hqx(body, 0) != int(line[-4:], 16):
+        if crc_hqx(line[start + 1 : -_CRC_BYTES], 0) != int(line[-4:], 16):
             return None
-        kind, *pairs = body.decode("ascii").split(" ")
-        values = dict([pair.split("=", 1) for pair in pairs])
+        text = line[start:].decode("ascii")
+        words = text[1:-_CRC_BYTES].split(" ")
+        return Record(words[0], dict([word.split("=", 1) for word in words[1:]]), text)
     except ValueError:
         return None
-    return Record(kind, values, line[start:].decode("ascii"))
 
 
 @dataclass(slots=True)
 class RecordReader:
     """Takes the serial stream in pieces and gives its records in order; keeps what it could not read.
 
-    `broken`: lines that were meant as records and do not check. `last`: the last record seen. `text`: the
-    last lines for people, at most `KEEP_TEXT`.
+    `broken`: lines that were meant as records and do not check. `last`: the last record seen. `lines`: how
+    many lines there were.
     """
 
     broken: list[BrokenLine] = field(default_factory=list)

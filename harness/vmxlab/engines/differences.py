@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KnownDifference:
-    """One difference. `versions` is a regular expression that the engine's version must match from its start."""
+    """One difference. `versions` is a regular expression for the engine's version, from its start."""
 
     engine: str
     versions: str
