@@ -167,11 +167,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer runs of each")
     arguments = parser.parse_args()
     quick = arguments.quick
+    print(f"Python {sys.version.split()[0]}")
+    bench_import(3 if quick else 15)
+    bench_records(10_000)
+    bench_structures(50)
     with tempfile.TemporaryDirectory(prefix="vmxlab-bench-") as name, Lab(arguments.engine) as lab:
-        print(f"engine: {lab.info.title()}; Python {sys.version.split()[0]}")
-        bench_import(3 if quick else 15)
-        bench_records(10_000)
-        bench_structures(50)
+        print(f"engine: {lab.info.title()}")
         bench_start(lab, Path(name), 3 if quick else 15)
         bench_live(lab, 30 if quick else 300)
         bench_image(lab, 100 if quick else 1000)

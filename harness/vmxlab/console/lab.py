@@ -94,6 +94,7 @@ class Lab:
         """Engine, version, processor model, and why; boots a machine where none has been up yet."""
         if self._info is None:
             self._up()
+            self._idle()
         assert self._info is not None
         return self._info
 
@@ -102,6 +103,7 @@ class Lab:
         """The capability MSRs of the processor. Raises MissingCapability where it has no VMX."""
         if self._has_vmx is None:
             self._up()
+            self._idle()
         if not self._has_vmx or self._capabilities is None:
             raise MissingCapability("VMX", CPUID_VMX).locate(engine=self.info.title())
         return self._capabilities
@@ -133,6 +135,9 @@ class Lab:
             session = self._up()
         except MachineError as error:  # while it booted
             error.run = _failed_run(case, number, error)
+            raise
+        except VmxlabError as error:
+            error.locate(case=case.name or f"case {number}")
             raise
         deadline = case.limits.seconds or self._case_deadline_s
         try:
@@ -193,6 +198,7 @@ class Lab:
             waiting, rom = _pack_what_fits(waiting)
         except ImageError as error:  # the first case alone is too large
             number, case = next(iter(waiting.items()))
+            error.locate(case=case.case.name or f"case {number}")
             return {number: _failed_run(case.case, number, error)}
         try:
             session = self._open(rom)
@@ -261,8 +267,10 @@ class Lab:
         session = self._open(pack_rom(load_monitor()))
         try:
             session.boot(self._boot_deadline_s)
-        except BaseException:
+        except BaseException as error:
             self._down()
+            if isinstance(error, VmxlabError):
+                self._located(session, error)
             raise
         self._learn(session)
         return session
