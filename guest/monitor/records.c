@@ -40,7 +40,7 @@ static void send(void)
 	sent = length;
 }
 
-static void close_list(void)
+void record_end_list(void)
 {
 	if (list_is_open)
 		record_end();
@@ -48,7 +48,7 @@ static void close_list(void)
 
 void record_begin(const char *kind)
 {
-	close_list();
+	record_end_list();
 	length = 0;
 	sent = 0;
 	append_text("@");
@@ -168,7 +168,7 @@ void record_end(void)
 
 void print(const char *text)
 {
-	close_list();
+	record_end_list();
 	for (; *text; text++) {
 		if (*text == '\n')
 			serial_write("\r", 1);

@@ -24,6 +24,9 @@ void record_success(const char *operation);
 /* The same for `count` executions: operation:0x5f. */
 void record_successes(const char *operation, uint32_t count);
 
+/* Ends the list that record_success has open, if it has one. */
+void record_end_list(void);
+
 /* key=0x... */
 void record_number(const char *key, uint64_t value);
 

@@ -277,6 +277,7 @@ static vmx_outcome op_enter(struct reader *script)
 	if (script->overrun)
 		return outcome;
 	/* If this entry kills the machine, what was said before it must not die in the UART. */
+	record_end_list();
 	serial_drain();
 	run.why = exits_run(&run.policy, resume, max_exits, &outcome);
 	run.ended = outcome == VMX_SUCCEED && strcmp(run.why, "stop") != 0;

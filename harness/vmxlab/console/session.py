@@ -19,7 +19,7 @@ from pexpect import fdpexpect
 
 from vmxlab.console.log import SerialLog
 from vmxlab.console.records import BrokenLine, Record, RecordReader
-from vmxlab.errors import MachineDied, MachineHung, ProtocolError, VmxlabError
+from vmxlab.errors import CaseError, MachineDied, MachineHung, ProtocolError, VmxlabError
 from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT, PROTOCOL_VERSION
 from vmxlab.structures import Capabilities
 
@@ -185,23 +185,34 @@ class Session:
         return broken
 
     def command(self, line: str, deadline_s: float) -> str:
-        """Type a command at the prompt; what it printed, without the echo."""
+        """Type a command at the prompt; what it printed, without the echo.
+
+        CaseError for a line that could be mistaken for the monitor's own: one with an '@' or a line end.
+        """
+        if not line.isprintable() or not line.isascii() or "@" in line:
+            raise CaseError(f"{line!r} is no command", advice="one line of ASCII text without '@'")
         limit = time.monotonic() + deadline_s
         self._send(line.encode("ascii") + b"\r", limit)
-        self._wait(limit, f"the prompt after {line!r}")
-        text: str = self._before.decode("ascii", "replace")
-        return text.split("\r\n", 1)[-1]
+        text = b""
+        while True:
+            event = self._wait(limit, f"the prompt after {line!r}")
+            text += self._before
+            if event is _Event.PROMPT:
+                break
+        return text.decode("ascii", "replace").partition("\r\n")[2].rstrip("\r")
 
     # --- waiting ---------------------------------------------------------------------------------------
 
     _before: bytes = b""
+    """What the last wait brought, less the prompt."""
 
     def _wait(self, limit: float, what: str) -> _Event:
         """Wait for the next event, keeping all records before it."""
         event = _Event(self._guard(lambda: self._expect(limit)))
         after = self._spawn.after if isinstance(self._spawn.after, bytes) else b""
-        self._before = self._spawn.before or b""
-        self.records += self.reader.feed(self._before + after)
+        text = (self._spawn.before or b"") + after
+        self._before = text[: -len(_PROMPT)] if event is _Event.PROMPT else text
+        self.records += self.reader.feed(text)
         match event:
             case _Event.PANIC:
                 raise self._died(f"the monitor panicked while the harness waited for {what}")

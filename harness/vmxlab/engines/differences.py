@@ -60,9 +60,16 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         sdm="bit 12 of an EPT entry that maps a page of 2 MiB or 1 GiB is reserved: EPT misconfiguration",
         engine_does="bit 12 is ignored, as if it were the PAT bit of ordinary paging; the page is accessed",
     ),
+    "exception-exit-rf-clear": KnownDifference(
+        engine="bochs",
+        versions=r"2\.7\b",
+        section="Vol. 3C, 28.3.3",
+        sdm="an exit for a fault saves RFLAGS.RF as delivery of the fault would have pushed it: 1",
+        engine_does="RF is saved as it was, 0",
+    ),
     "guest-rip-upper-bits": KnownDifference(
         engine="bochs",
-        versions="2\\.7",
+        versions=r"2\.7\b",
         section="Vol. 3C, 27.3.1.4",
         sdm=(
             "VM entry to 64-bit code fails unless bits 63:N of RIP are identical, N being the linear-"
@@ -72,28 +79,28 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
     ),
     "invept-invvpid-type-upper-half": KnownDifference(
         engine="bochs",
-        versions="2\\.7",
+        versions=r"2\.7\b",
         section="Vol. 3C, 31.3, INVEPT and INVVPID",
         sdm="in 64-bit mode the type is a 64-bit operand, and one that is not supported is VMfail(28)",
         engine_does="bits 63:32 of the type are ignored",
     ),
     "rdrand-16-bit-operand-size": KnownDifference(
         engine="bochs",
-        versions="2\\.7",
+        versions=r"2\.7\b",
         section="Vol. 3C, table 28-12",
         sdm="bits 12:11 of the instruction information are 0 for RDRAND and RDSEED with a 16-bit destination",
         engine_does="they are 1, as for a 32-bit destination",
     ),
     "vm-entry-with-shadow-vmcs": KnownDifference(
         engine="bochs",
-        versions="2\\.7",
+        versions=r"2\.7\b",
         section="Vol. 3C, 27.1",
         sdm="VMLAUNCH and VMRESUME are VMfailInvalid where the current VMCS is a shadow VMCS",
         engine_does="the shadow bit is not looked at: VMLAUNCH enters, VMRESUME is VMfailValid(5)",
     ),
     "vmcall-in-root-operation": KnownDifference(
         engine="bochs",
-        versions="2\\.7",
+        versions=r"2\.7\b",
         section="Vol. 3C, 31.3, VMCALL",
         sdm="VMCALL in VMX root operation, with a current VMCS and no SMM monitor, is VMfailValid(1)",
         engine_does="the emulator panics (VMCALL: not implemented), and the machine dies",

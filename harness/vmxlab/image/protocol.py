@@ -19,8 +19,8 @@ PAYLOAD_MAGIC = int.from_bytes(b"VMXP", "little")
 CONSOLE_PROMPT = "vmx> "
 CONSOLE_FRAME = 0x01
 """A line that starts with this byte (SOH) is a frame, not text."""
-FRAME_PATIENCE_TSC = 1 << 30
-"""How long the monitor waits for the next byte of a frame, in TSC ticks."""
+FRAME_PATIENCE_LOOKS = 1 << 22
+"""How often the monitor looks for the next byte of a frame before it gives the frame up."""
 
 
 class Op(IntEnum):
@@ -105,7 +105,7 @@ def c_header(build_id: int) -> str:
         ("BUILD_ID", build_id),
         ("PAYLOAD_MAGIC", PAYLOAD_MAGIC),
         ("CONSOLE_FRAME", CONSOLE_FRAME),
-        ("FRAME_PATIENCE_TSC", FRAME_PATIENCE_TSC),
+        ("FRAME_PATIENCE_LOOKS", FRAME_PATIENCE_LOOKS),
         ("SCRIPT_BUFFER_0", layout.SCRIPT_BUFFER_0),
         ("SCRIPT_BUFFER_1", layout.SCRIPT_BUFFER_1),
         ("SCRIPT_BUFFER_BYTES", layout.SCRIPT_BUFFER_BYTES),
