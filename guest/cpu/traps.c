@@ -5,6 +5,7 @@
 #include "cpu/descriptor_table.h"
 #include "cpu/gdt.h"
 #include "cpu/registers.h"
+#include "lib/serial.h"
 #include "monitor/records.h"
 #include "vmx/instructions.h"
 
@@ -92,6 +93,7 @@ void trap_handle(struct trap_frame *frame)
 	}
 	if (!trap_recovery || frame->vector == VECTOR_DOUBLE_FAULT) {
 		report("panic", frame);
+		serial_drain();
 		for (;;)
 			asm volatile("cli; hlt");
 	}

@@ -19,8 +19,13 @@ enum {
 	STATUS_TRANSMIT_EMPTY = 0x20, /* the transmit FIFO is empty: it takes FIFO_BYTES more */
 	STATUS_IDLE = 0x40,           /* and the shift register too */
 	FIFO_BYTES = 16,
-	WAIT_LOOPS = 512,
+	WAIT_LOOPS = 64,
+	BUFFER_BYTES = 4096,
 };
+
+/* A ring: bytes at [taken, given), counted without end and taken modulo its size. */
+static char buffer[BUFFER_BYTES];
+static uint32_t given, taken;
 
 /* How many bytes may be written before the status has to be asked again. */
 static unsigned int room;
@@ -35,6 +40,7 @@ void serial_init(void)
 	outb(UART_FIFO, FIFO_ENABLE_AND_CLEAR);
 	outb(UART_MODEM, MODEM_DTR_RTS_OUT2);
 	room = 0;
+	given = taken = 0;
 }
 
 /*
@@ -48,21 +54,37 @@ static void wait(void)
 }
 
 /* Output that is not polled for loses bytes on Bochs and on QEMU alike. */
+void serial_poll(void)
+{
+	if (taken == given)
+		return;
+	if (room == 0 && inb(UART_STATUS) & STATUS_TRANSMIT_EMPTY)
+		room = FIFO_BYTES;
+	for (; room && taken != given; room--)
+		outb(UART_DATA, (uint8_t)buffer[taken++ % BUFFER_BYTES]);
+}
+
 void serial_write(const char *text, size_t bytes)
 {
 	for (size_t i = 0; i < bytes; i++) {
-		if (room == 0) {
-			while (!(inb(UART_STATUS) & STATUS_TRANSMIT_EMPTY))
-				wait();
-			room = FIFO_BYTES;
+		while (given - taken == BUFFER_BYTES) {
+			serial_poll();
+			wait();
 		}
-		outb(UART_DATA, (uint8_t)text[i]);
-		room--;
+		buffer[given++ % BUFFER_BYTES] = text[i];
 	}
+	serial_poll();
+}
+
+void serial_flush(void)
+{
+	for (serial_poll(); taken != given; serial_poll())
+		wait();
 }
 
 void serial_drain(void)
 {
+	serial_flush();
 	while (!(inb(UART_STATUS) & STATUS_IDLE))
 		wait();
 	room = FIFO_BYTES;
@@ -70,6 +92,7 @@ void serial_drain(void)
 
 bool serial_can_read(void)
 {
+	serial_poll();
 	return inb(UART_STATUS) & STATUS_DATA_READY;
 }
 

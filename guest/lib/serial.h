@@ -1,4 +1,9 @@
-/* The 16550 UART at COM1: polled, 115200 baud, 8 data bits, FIFOs on. */
+/*
+ * The 16550 UART at COM1: polled, 115200 baud, 8 data bits, FIFOs on.
+ *
+ * Output waits in a buffer and leaves while the monitor does other work, if that calls serial_poll now and
+ * then. What may kill the machine is not done before serial_flush: the log must not end before the cause.
+ */
 #ifndef LIB_SERIAL_H
 #define LIB_SERIAL_H
 
@@ -8,10 +13,16 @@
 
 void serial_init(void);
 
-/* Sends all of it; waits as long as the UART needs. */
+/* Takes all of it; waits only where the buffer is full. */
 void serial_write(const char *text, size_t bytes);
 
-/* Waits until the last bit has left the UART: before the machine is ended or reset. */
+/* Hands the UART what it takes right now. */
+void serial_poll(void);
+
+/* Waits until the UART has everything. */
+void serial_flush(void);
+
+/* Waits until the last bit has left the UART: a machine that dies may drop what is still in it. */
 void serial_drain(void);
 
 bool serial_can_read(void);

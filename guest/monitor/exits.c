@@ -1,6 +1,7 @@
 #include "monitor/exits.h"
 
 #include "lib/memory.h"
+#include "lib/serial.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
 #include "protocol.h"
@@ -225,8 +226,10 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 	const char *why = "limit";
 	const char *first = resume ? "vmresume" : "vmlaunch";
 	for (uint32_t exits = 0; exits < max_exits; exits++) {
-		vmx_outcome outcome = vmx_enter(resume);
+		vmx_outcome outcome;
 		uint32_t reason;
+		serial_flush();
+		outcome = vmx_enter(resume);
 		if (outcome != VMX_ENTERED) {
 			report_failed_entry(resume ? "vmresume" : "vmlaunch", outcome);
 			*failure = outcome;

@@ -12,7 +12,12 @@
 #include "vmx/operation.h"
 #include "vmx_facts.h"
 
-enum { NAME_BYTES = 64, MEMORY_RECORD_BYTES = 256, NO_VMCS = 1 /* no VMCS lies at an odd address */ };
+enum {
+	NAME_BYTES = 64,
+	MEMORY_RECORD_BYTES = 256,
+	FILL_CHUNK_BYTES = 8192,
+	NO_VMCS = 1 /* no VMCS lies at an odd address */
+};
 
 /* What the running script has done so far: all that has to be undone at its end. */
 static struct {
@@ -61,8 +66,13 @@ static void op_fill(struct reader *script)
 	uint64_t address = take64(script);
 	uint32_t bytes = take32(script);
 	uint8_t value = take8(script);
-	if (!script->overrun)
-		memset(at_physical(address), value, bytes);
+	while (bytes && !script->overrun) {
+		uint32_t chunk = bytes < FILL_CHUNK_BYTES ? bytes : FILL_CHUNK_BYTES;
+		memset(at_physical(address), value, chunk);
+		serial_poll(); /* the records of the case before leave meanwhile */
+		address += chunk;
+		bytes -= chunk;
+	}
 }
 
 static void op_data(struct reader *script)
@@ -381,6 +391,10 @@ static void run_operations(struct reader *script)
 	while (script->position < script->end && !run.ended) {
 		uint8_t byte = take8(script);
 		vmx_outcome outcome;
+		if ((byte & ~OP_GO_ON) < OP_VMXON)
+			serial_poll();
+		else
+			serial_flush();
 		if (!step(script, byte & ~OP_GO_ON, &outcome) || script->overrun) {
 			run.why = "script";
 			return;

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pexpect
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=VmxlabError)
 
 _PROMPT = CONSOLE_PROMPT.encode()
+
+
+_IMAGE_NAP_S = 0.001
+"""Reading an image's records has no hurry: a read for each few bytes would cost more than the parsing."""
 
 
 class _Event(IntEnum):
@@ -61,6 +66,8 @@ class _Stream(fdpexpect.fdspawn):  # type: ignore[misc]
         self.delayafterread = None
         self.delaybeforesend = None
         self.logfile_read = log
+        self.nap_s = 0.0
+        """How long to wait before a read: with a stream that comes in drops, so that more comes at once."""
         self._serial = serial
         self._is_tcp = serial.family == socket.AF_INET
 
@@ -70,7 +77,12 @@ class _Stream(fdpexpect.fdspawn):  # type: ignore[misc]
         Bochs sends byte by byte, and its kernel holds a byte back until the one before is acknowledged
         (Nagle's algorithm, RFC 896): with the usual delay of an acknowledgement that is 40 ms a case.
         """
-        data: bytes = super().read_nonblocking(size, timeout)
+        if self.nap_s:
+            time.sleep(self.nap_s)
+        try:
+            data: bytes = super().read_nonblocking(size, timeout)
+        except ConnectionResetError as error:  # an end like any other: what came before it must not be lost
+            raise pexpect.EOF("the peer left without reading all that was sent to it") from error
         if self._is_tcp:
             self._serial.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return data
@@ -147,6 +159,7 @@ class Session:
         missing is not told apart here: `run_from_records` finds that.
         """
         limit = time.monotonic() + deadline_s
+        self._spawn.nap_s = _IMAGE_NAP_S
         event = self._wait(limit, "the end of the next case")
         self._take_boot_records()
         if event is _Event.END:
@@ -157,7 +170,7 @@ class Session:
     def _take_cases(self) -> list[list[Record]]:
         records, self.records = self.records, []
         starts = [i for i, record in enumerate(records) if record.kind == "case"]
-        return [records[i:j] for i, j in zip(starts, [*starts[1:], len(records)], strict=True)]
+        return [records[i:j] for i, j in pairwise([*starts, len(records)])]
 
     def _refuse_errors(self) -> None:
         for record in self.records:
