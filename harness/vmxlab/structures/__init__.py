@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from vmxlab.structures.capability_msrs import EptVpidCap, VmcsEnum, VmFunc, VmxBasic, VmxMisc
     from vmxlab.structures.checks import MAX_PHYSICAL_ADDRESS_WIDTH, PAGE_SIZE, BrokenRule
     from vmxlab.structures.control_capability import ControlCapability
-    from vmxlab.structures.ept import Ept, Translation
+    from vmxlab.structures.ept import Ept
     from vmxlab.structures.ept_entry import EptFault, PageSize
     from vmxlab.structures.ept_pointer import EPTPointer
+    from vmxlab.structures.ept_translation import Translation
     from vmxlab.structures.feature_control import FeatureControl, FeatureControlFlags
     from vmxlab.structures.io_bitmap import IOBitmap
     from vmxlab.structures.msr_bitmap import MsrBitmap
@@ -57,7 +58,8 @@ _MODULES = {
     "vmxlab.structures.capability_msrs": ("EptVpidCap", "VmFunc", "VmcsEnum", "VmxBasic", "VmxMisc"),
     "vmxlab.structures.checks": ("MAX_PHYSICAL_ADDRESS_WIDTH", "PAGE_SIZE", "BrokenRule"),
     "vmxlab.structures.control_capability": ("ControlCapability",),
-    "vmxlab.structures.ept": ("Ept", "Translation"),
+    "vmxlab.structures.ept": ("Ept",),
+    "vmxlab.structures.ept_translation": ("Translation",),
     "vmxlab.structures.ept_entry": ("EptFault", "PageSize"),
     "vmxlab.structures.ept_pointer": ("EPTPointer",),
     "vmxlab.structures.feature_control": ("FeatureControl", "FeatureControlFlags"),

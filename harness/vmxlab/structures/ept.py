@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from vmxlab.errors import CaseError, OutOfRange, OverlappingPages
 from vmxlab.sdm.registers import MemoryType
-from vmxlab.structures.capability_msrs import EptVpidCap, memory_type
+from vmxlab.structures.capability_msrs import EptVpidCap
 from vmxlab.structures.checks import (
     MAX_PHYSICAL_ADDRESS_WIDTH,
     PAGE_SIZE,
@@ -31,11 +30,8 @@ from vmxlab.structures.ept_entry import (
     ADDRESS,
     ENTRIES,
     EXECUTE,
-    IGNORE_PAT,
     LARGE,
     LEVEL_NAMES,
-    MEMORY_TYPE,
-    MEMORY_TYPE_SHIFT,
     READ,
     USER_EXECUTE,
     WRITE,
@@ -49,34 +45,13 @@ from vmxlab.structures.ept_entry import (
     shift_of,
 )
 from vmxlab.structures.ept_table import EptTable, spans
+from vmxlab.structures.ept_translation import Translation
 from vmxlab.structures.ept_tree import draw
 
 _LEVELS = 4
 _GPA_BITS = 48
 _ALL_RIGHTS = READ | WRITE | EXECUTE | USER_EXECUTE
 _pack = struct.Struct("<512Q").pack
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """What the tables say of one guest-physical address.
-
-    `hpa` is the physical address of that byte, `size` the size of its page in bytes. The rights are those
-    of all entries of the walk together; `user_execute` (bit 10) counts only with mode-based execute
-    control. `entries` are the values from the PML4E down, those that lead to a table without its address.
-    Whether an entry is misconfigured is not said here but by `Ept.check`.
-    """
-
-    gpa: int
-    hpa: int
-    size: PageSize
-    read: bool
-    write: bool
-    execute: bool
-    user_execute: bool
-    memory_type: MemoryType | int
-    ignore_pat: bool
-    entries: tuple[int, ...]
 
 
 class Ept:
@@ -281,33 +256,20 @@ class Ept:
         CaseError if a raw entry leads out of these tables; OutOfRange for an address over 48 bits.
         """
         _check_gpa(gpa)
-        table, entries, rights = self._root, [], _ALL_RIGHTS
+        table, entries = self._root, []
         while True:
             index = table.index_of(gpa)
             entry = table.entries.get(index, 0)
             entries.append(entry)
             if not is_present(entry, mode_based_execute):
                 return None
-            rights &= entry
             child = table.children.get(index)
             if child is None:
                 break
             table = child
         if not is_page(entry, table.level):
             raise CaseError(f"the raw {LEVEL_NAMES[table.level]} {entry:#x} leads out of these tables")
-        size = PageSize(1 << shift_of(table.level))
-        return Translation(
-            gpa=gpa,
-            hpa=entry & ADDRESS & -size | gpa & size - 1,
-            size=size,
-            read=bool(rights & READ),
-            write=bool(rights & WRITE),
-            execute=bool(rights & EXECUTE),
-            user_execute=bool(rights & USER_EXECUTE),
-            memory_type=memory_type((entry & MEMORY_TYPE) >> MEMORY_TYPE_SHIFT),
-            ignore_pat=bool(entry & IGNORE_PAT),
-            entries=tuple(entries),
-        )
+        return Translation.of_walk(gpa, entries, table.level)
 
     def leaves(self) -> Iterator[tuple[int, int, int]]:
         """Every entry that leads to no table, as (first address it controls, level, value), in order."""
