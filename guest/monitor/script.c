@@ -302,6 +302,7 @@ static void op_memory(struct reader *script)
 		uint32_t chunk = bytes < MEMORY_RECORD_BYTES ? bytes : MEMORY_RECORD_BYTES;
 		record_begin("memory");
 		record_number("at", address);
+		record_nonzero("left", bytes - chunk); /* the next record goes on with so many bytes */
 		record_bytes("data", at_physical(address), chunk);
 		record_end();
 		address += chunk;

@@ -31,14 +31,18 @@ if TYPE_CHECKING:
 _FIXTURE = "vmxlab"
 _RUNS = pytest.StashKey["list[Run]"]()
 """The runs of the test at hand."""
+_REFUSED = pytest.StashKey[str]()
+"""Why a test can't run."""
 _MAX_LOG_LINES = 200
+_MAX_SECTIONS = 10
+_OPTION = "--vmx-engine"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options."""
     group = parser.getgroup("vmxlab", "vmxlab: VMX exit tests")
     group.addoption(
-        "--vmx-engine",
+        _OPTION,
         default=None,
         metavar="NAME[,NAME...]",
         help="engines to run on: auto (default), bochs, kvm, tcg; several run each test on each",
@@ -70,6 +74,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.vmx_log_dir is None:
         temporary = Path(tempfile.gettempdir()) / f"vmxlab-logs-{secrets.token_hex(6)}"
         config.option.vmx_log_dir = str(temporary)
+    else:  # where it is now: a test may go elsewhere
+        config.option.vmx_log_dir = str(Path(config.option.vmx_log_dir).absolute())
     config.pluginmanager.register(_Summary(config, temporary), "vmxlab-summary")
 
 
@@ -83,8 +89,8 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def _engine_names(config: pytest.Config) -> list[str | None]:
-    text = config.option.vmx_engine
-    return [name.strip() or None for name in text.split(",")] if text else [None]
+    names = [name.strip() for name in (config.option.vmx_engine or "").split(",")]
+    return [name for name in names if name] or [None]
 
 
 def _describe(name: str | None, model: str | None) -> tuple[str, str, str, str]:
@@ -93,7 +99,7 @@ def _describe(name: str | None, model: str | None) -> tuple[str, str, str, str]:
     from vmxlab.errors import EngineUnavailable
 
     try:
-        engine, why = choose(name, model)
+        engine, why = choose(name, model, named_by=_OPTION)
     except EngineUnavailable as error:
         raise pytest.UsageError(str(error)) from None
     version = engine.availability().version or "unknown"
@@ -104,7 +110,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that uses the fixture on each engine, and say in its id which."""
     if _FIXTURE not in metafunc.fixturenames:
         return
-    described = _described(metafunc.config)
+    try:
+        described = _described(metafunc.config)
+    except pytest.UsageError as error:  # "auto" found none
+        raise pytest.Collector.CollectError(str(error)) from None
     metafunc.parametrize(
         _FIXTURE,
         [name for name, _, _, _ in described],
@@ -120,7 +129,9 @@ _DESCRIBED = pytest.StashKey[list[tuple[str, str, str, str]]]()
 def _described(config: pytest.Config) -> list[tuple[str, str, str, str]]:
     if _DESCRIBED not in config.stash:
         model = config.option.vmx_model
-        config.stash[_DESCRIBED] = [_describe(name, model) for name in _engine_names(config)]
+        described = [_describe(name, model) for name in _engine_names(config)]
+        # "auto" may be one that is named as well.
+        config.stash[_DESCRIBED] = list({about[0]: about for about in described}.values())
     return config.stash[_DESCRIBED]
 
 
@@ -223,8 +234,10 @@ def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
     from vmxlab.console.lab import Lab
 
     option = request.config.option
-    name = getattr(request, "param", None) or _engine_names(request.config)[0]
-    with Lab(name, model=option.vmx_model, log_dir=Path(option.vmx_log_dir)) as lab:
+    described = _described(request.config)
+    wanted = getattr(request, "param", described[0][0])
+    name, _, _, why = next(about for about in described if about[0] == wanted)
+    with Lab(name, model=option.vmx_model, log_dir=Path(option.vmx_log_dir), why=why) as lab:
         yield VmxlabFixture(lab, request.config.stash[_RUNS])
 
 
@@ -237,16 +250,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     for item in items:
         for mark in item.iter_markers("vmx_known_difference"):
-            key = mark.args[0]
-            if key not in KNOWN_DIFFERENCES:
-                raise pytest.UsageError(
-                    f"{item.nodeid}: there is no known difference {key!r} in vmxlab.engines.differences"
-                )
-            known = KNOWN_DIFFERENCES[key]
+            if len(mark.args) != 1 or mark.args[0] not in KNOWN_DIFFERENCES:
+                keys = ", ".join(map(repr, mark.args)) or "without a key"
+                _refuse(item, f"there is no known difference {keys} in vmxlab.engines.differences")
+                continue
+            known = KNOWN_DIFFERENCES[mark.args[0]]
             engine = _engine_of(item)
             version = next((v for name, v, _, _ in _described(config) if name == engine), None)
             if engine is not None and version is not None and known.applies(engine, version):
                 item.add_marker(pytest.mark.xfail(reason=f"known difference: {known}", strict=True))
+
+
+def _refuse(item: pytest.Item, problem: str) -> None:
+    """End the session; where that is not possible, in a worker of pytest-xdist, fail the test."""
+    if not hasattr(item.config, "workerinput"):
+        raise pytest.UsageError(f"{item.nodeid}: {problem}")
+    item.stash[_REFUSED] = problem
 
 
 def _engine_of(item: pytest.Item) -> str | None:
@@ -254,9 +273,12 @@ def _engine_of(item: pytest.Item) -> str | None:
     return None if callspec is None else callspec.params.get(_FIXTURE)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Nothing of the test before shows in this one's report."""
     item.config.stash[_RUNS].clear()
+    if _REFUSED in item.stash:
+        pytest.fail(item.stash[_REFUSED], pytrace=False)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -280,9 +302,23 @@ def pytest_runtest_makereport(
     if call.when == "call" and _engine_of(item) is not None:
         _add_properties(item)
     report = yield
-    if call.when == "call" and report.failed:
-        report.sections += [_log_section(run) for run in item.config.stash[_RUNS]]
+    if call.when != "teardown" and report.failed:
+        runs = item.config.stash[_RUNS]
+        report.sections += [_log_section(run) for run in _worth_showing(runs)]
+        if len(runs) > _MAX_SECTIONS:
+            more = f"{len(runs) - _MAX_SECTIONS} more cases of this test in {runs[-1].log_path}"
+            report.sections.append(("vmxlab", more))
     return report
+
+
+def _worth_showing(runs: Sequence[Run]) -> Sequence[Run]:
+    """All, or where there are many those without PASS and the last ones; in their order."""
+    from vmxlab.console.run import Verdict
+
+    # Sorting keeps the order of equals: what is not PASS comes first, then the latest.
+    latest_first = list(runs)[::-1]
+    ranked = sorted(latest_first, key=lambda run: run.verdict is Verdict.PASS)[:_MAX_SECTIONS]
+    return [run for run in runs if any(run is kept for kept in ranked)]
 
 
 def _add_properties(item: pytest.Item) -> None:
@@ -344,6 +380,7 @@ class _Summary:
 
     def __init__(self, config: pytest.Config, temporary: Path | None) -> None:
         self._config = config
+        self._folder: str = config.option.vmx_log_dir
         self._temporary = temporary
         self._tests: Counter[str] = Counter()
         self._cases: Counter[str] = Counter()
@@ -359,13 +396,19 @@ class _Summary:
             self._cases[title] += int(properties["vmx_cases"])
             self._exits[title] += int(properties["vmx_exits"])
 
+    def pytest_keyboard_interrupt(self) -> None:
+        self._failed = True
+
+    def pytest_internalerror(self) -> None:
+        self._failed = True
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         for title, tests in self._tests.items():
             cases, exits = self._cases[title], self._exits[title]
             line = f"vmxlab: {title} ran {cases} cases with {exits} exits in {tests} tests"
             terminalreporter.write_line(line)
-        if self._tests and self._keeps():
-            terminalreporter.write_line(f"vmxlab: logs are in {self._config.option.vmx_log_dir}")
+        if self._keeps() and (self._tests or self._temporary) and Path(self._folder).is_dir():
+            terminalreporter.write_line(f"vmxlab: logs are in {self._folder}")
 
     def pytest_unconfigure(self) -> None:
         if self._temporary is not None and not self._keeps():

@@ -7,9 +7,10 @@ that no case takes the next one down. It is what the pytest fixture `vmxlab` is,
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +54,7 @@ class Lab:
 
     `engine` None or "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`).
     `log_dir` holds the serial logs and the engine's own; without one they lie in a temporary folder that goes
-    with the lab.
+    with the lab. `why` is the reason for this engine, where the caller chose it.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Lab:
         log_dir: Path | None = None,
         case_deadline_s: float = CASE_DEADLINE_S,
         boot_deadline_s: float = BOOT_DEADLINE_S,
+        why: str | None = None,
     ) -> None:
         from vmxlab.engines.choose import choose
 
-        self._engine, self._why = choose(engine, model)
+        self._engine, chosen_because = choose(engine, model)
+        self._why = why or chosen_because
         self._model = model
         self._log_dir = log_dir
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -155,11 +158,14 @@ class Lab:
         self._frame = frame
         self._idle()
         try:
-            return run_from_records(
+            run = run_from_records(
                 records, case, engine=session.machine.info.title(), log_path=session.log.path
             )
+            if run.number != number:
+                raise ProtocolError(f"case {number} was sent, records of case {run.number} came back")
         except ProtocolError as error:
             raise self._located(session, error).locate(case=case.name or f"case {number}") from None
+        return run
 
     def run_all(self, cases: Sequence[Case]) -> list[Run]:
         """Run every case, one after the other; a case that can't run has its verdict in its own run."""
@@ -211,7 +217,9 @@ class Lab:
                 deadline = waiting[current].case.limits.seconds or self._case_deadline_s
                 records_of_cases = session.read_cases(deadline)
                 for records in records_of_cases:
-                    number = records[0].number("id")
+                    number = _case_in(records, -1)
+                    if number not in waiting:
+                        raise ProtocolError(f"records of a case that is not in the image: {records[0]}")
                     runs[number] = self._image_run(session, waiting[number].case, number, records)
                 if records_of_cases:
                     continue
@@ -222,11 +230,11 @@ class Lab:
                     waiting[current].case, current, self._located(session, _damage(broken))
                 )
         except MachineError as error:
-            current = _case_in(session.records, current)
+            current = _case_in(session.records, current, waiting)
             runs[current] = _crashed_run(error, waiting[current].case, current, session)
             return runs
         except LogError as error:  # perhaps there is room for the logs of the cases behind it
-            current = _case_in(session.records, current)
+            current = _case_in(session.records, current, waiting)
             runs[current] = _failed_run(waiting[current].case, current, self._located(session, error))
             return runs
         except ProtocolError as error:
@@ -379,9 +387,13 @@ def _next_case(waiting: Mapping[int, CompiledCase], runs: Mapping[int, Run]) -> 
     return next((number for number in waiting if number > last), last)
 
 
-def _case_in(records: Sequence[Record], default: int) -> int:
+def _case_in(records: Sequence[Record], default: int, among: Container[int] | None = None) -> int:
     """The number of the case that these records of an unfinished one are of."""
-    return next((r.number("id") for r in reversed(records) if r.kind == "case"), default)
+    for record in reversed(records):
+        with contextlib.suppress(KeyError, ValueError):
+            if record.kind == "case" and (among is None or record.number("id") in among):
+                return record.number("id")
+    return default
 
 
 def _damage(broken: Sequence[BrokenLine]) -> ProtocolError:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 _CRC_BYTES = 5  # '*' and four hexadecimal digits
 _RECORD = re.compile(rb"@[a-z]+( [a-z0-9]+=[^ =*]+)*\*[0-9a-f]{4}$")
 # Whatever begins or ends as a record does was meant as one, or was one before a byte of it was lost.
-_SUSPECT = re.compile(rb"^(?:vmx> )?@[a-z]|\*[0-9a-f]{4}$|\w=0x[0-9a-f]+ \w+=0x")
+_SUSPECT = re.compile(rb"^(?:vmx> )?@(?:[a-z]|$)|\*[0-9a-f]{4}$|\w=0x[0-9a-f]+ \w+=0x")
 
 
 class Record(NamedTuple):
@@ -59,7 +59,7 @@ def parse_line(line: bytes) -> Record | None:
     if start < 0 or line[-_CRC_BYTES:-4] != b"*":
         return None
     try:
-        if crc_hqx(line[start + 1 : -_CRC_BYTES], 0) != int(line[-4:], 16):
+        if line[-4:] != b"%04x" % crc_hqx(line[start + 1 : -_CRC_BYTES], 0):
             return None
         text = line[start:].decode("ascii")
         words = text[1:-_CRC_BYTES].split(" ")

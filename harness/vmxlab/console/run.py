@@ -5,6 +5,7 @@ A run is made of records alone (`runs_from_records`): one that is read again fro
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -259,7 +260,7 @@ class Run:
             return self._failure()
         expected, seen = list(self.case.expect), self.reasons
         for index in range(max(len(expected), len(seen))):
-            want = _name(expected[index]) if index < len(expected) else "no more exits"
+            want = _name(basic_reason(expected[index])) if index < len(expected) else "no more exits"
             have = (
                 _name(seen[index])
                 if index < len(seen)
@@ -268,7 +269,6 @@ class Run:
             if want != have:
                 return f"exit {index}: expected {want}, seen {have}"
         return None
-
 
     def _failure(self) -> str | None:
         if self.end is End.VMFAIL:
@@ -331,14 +331,42 @@ def run_from_records(records: Sequence[Record], case: Case | None = None, **abou
 
 
 def runs_from_records(records: Iterable[Record]) -> list[Run]:
-    """Every run in a log, the last one possibly cut short (`end` None)."""
+    """Every run in a log, the last one possibly cut short (`end` None).
+
+    Never raises for what stands in the log: a run whose records are missing or make no sense is an ERROR with
+    its ProtocolError, and the others are what they are.
+    """
     groups: list[list[Record]] = []
+    is_open = False
     for record in records:
-        if record.kind == "case":
+        if record.kind not in _CASE_KINDS or (record.kind == "fault" and not is_open):
+            continue  # a fault at the prompt is of no case
+        if record.kind == "case" or not is_open:
             groups.append([])
-        if groups and record.kind in _CASE_KINDS:
-            groups[-1].append(record)
-    return [run_from_records(group) for group in groups]
+        groups[-1].append(record)
+        is_open = record.kind != "end"
+    return [_run_or_error(group) for group in groups]
+
+
+def _run_or_error(records: Sequence[Record]) -> Run:
+    try:
+        if records[0].kind != "case":
+            raise ProtocolError(f"the start of this case is missing; its first record is {records[0]}")
+        return run_from_records(records)
+    except ProtocolError as error:
+        builder = _Builder()
+        for record in records:
+            if record.kind == "case":
+                with contextlib.suppress(KeyError, ValueError):
+                    builder.take(record)
+        return Run(
+            case=None,
+            number=builder.number,
+            name=builder.name,
+            records=tuple(records),
+            error=error,
+            verdict_on_error=Verdict.ERROR,
+        )
 
 
 _CASE_KINDS = ("case", "vmx", "exit", "memory", "fault", "end")
@@ -353,6 +381,7 @@ class _Builder:
         self.memory: dict[int, bytes] = {}
         self.faults: list[Fault] = []
         self.end: End | None = None
+        self._memory_start: int | None = None
         self._last: dict[str, int] = dict.fromkeys((*GENERAL_REGISTERS, "rflags"), 0)
 
     def take(self, record: Record) -> None:
@@ -407,7 +436,7 @@ class _Builder:
                 fields[_EXIT_KEYS[key]] = value
             elif key.startswith("f"):
                 encoding = int(key[1:], 16)
-                watched[_known(Field, encoding) or encoding] = value
+                watched[_known(Field, encoding)] = value
         fields["rflags"] = self._last["rflags"]
         registers = {name: self._last[name] for name in GENERAL_REGISTERS}
         self.exits.append(
@@ -415,7 +444,17 @@ class _Builder:
         )
 
     def _take_memory(self, record: Record) -> None:
-        self.memory[record.number("at")] = bytes.fromhex(record.values["data"])
+        """A range of memory, in one record or in several: each says how many bytes are left."""
+        at, data = record.number("at"), bytes.fromhex(record.values["data"])
+        if self._memory_start is None:
+            self._memory_start = at
+            self.memory[at] = b""
+        start = self._memory_start
+        if at != start + len(self.memory[start]):
+            raise ProtocolError(f"memory from {start + len(self.memory[start]):#x} is missing: {record}")
+        self.memory[start] += data
+        if not record.number("left", 0):
+            self._memory_start = None
 
     def _take_fault(self, record: Record) -> None:
         self.faults.append(

@@ -221,7 +221,12 @@ class _Compiler:
 
     def _lay_out_ept(self) -> int:
         ept = self.case.ept
-        for address, content in _default_tables() if ept is None else ept.tables(layout.EPT_TABLES):
+        tables = _default_tables() if ept is None else ept.tables(layout.EPT_TABLES)
+        if len(tables) > layout.EPT_TABLES_MAX:
+            raise OutOfRange(
+                "number of EPT paging structures", len(tables), f"at most {layout.EPT_TABLES_MAX:#x} pages"
+            )
+        for address, content in tables:
             self.pages.add(address, content, "EPT paging structure")
         own = self.case.eptp
         if own is None:

@@ -46,7 +46,8 @@ VIRTUAL_APIC_PAGE = CASE_BASE + 0x8000
 APIC_ACCESS_PAGE = CASE_BASE + 0x9000
 EPT_TABLES = CASE_BASE + 0x10000
 """The EPT's root; its other tables follow."""
-EPT_TABLES_LIMIT = CASE_BASE + 0x100000
+EPT_TABLES_MAX = 0xF0
+"""So many pages of tables fit before the next MiB."""
 
 # vmxlab.cases.memory.L2_MEMORY lies here, at CASE_BASE + 2 MiB.
 

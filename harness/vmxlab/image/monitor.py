@@ -17,6 +17,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _PLACES = (_PACKAGE.parent.parent / "build" / "guest", _PACKAGE / "monitor")
 _ADVICE = "build it with 'make guest' in the checkout"
 
+RESET_STUB_BYTES = 1024
+"""guest/Makefile makes the stub this long: its last 16 bytes are the reset vector."""
+
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
@@ -75,10 +78,18 @@ def _load(elf_path: Path, stub_path: Path, _key: tuple[int, int]) -> Monitor:
             segments = [s for s in elf.iter_segments() if s["p_type"] == "PT_LOAD"]
             entry = elf["e_entry"]
             code = segments[0].data()
-            if len(segments) != 1 or segments[0]["p_paddr"] != layout.MONITOR_BASE:
+            start, size = segments[0]["p_paddr"], segments[0]["p_filesz"]
+            whole = len(code) == size and 0 <= entry - layout.MONITOR_BASE < size
+            if len(segments) != 1 or start != layout.MONITOR_BASE or not whole:
                 raise ImageError(f"{elf_path} is not laid out as a monitor", advice=_ADVICE)
     except (ELFError, OSError, IndexError) as error:
         raise ImageError(f"{elf_path} can't be read as a monitor: {error}", advice=_ADVICE) from error
+
+    stub = stub_path.read_bytes()
+    if len(stub) != RESET_STUB_BYTES:
+        raise ImageError(
+            f"{stub_path} has {len(stub)} bytes; a reset-vector stub has {RESET_STUB_BYTES}", advice=_ADVICE
+        )
 
     def symbol(name: str) -> tuple[int, int]:
         if name not in symbols:
@@ -89,7 +100,7 @@ def _load(elf_path: Path, stub_path: Path, _key: tuple[int, int]) -> Monitor:
     return Monitor(
         elf=elf_path.read_bytes(),
         code=code + bytes(-len(code) % 4),
-        reset_stub=stub_path.read_bytes(),
+        reset_stub=stub,
         entry=int(entry),
         exit_entry=symbol("vmx_exit_entry")[0],
         stack_top=symbol("monitor_stack_top")[0],

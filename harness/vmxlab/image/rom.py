@@ -10,7 +10,7 @@ import struct
 
 from vmxlab.errors import ImageError
 from vmxlab.image import layout
-from vmxlab.image.monitor import Monitor
+from vmxlab.image.monitor import RESET_STUB_BYTES, Monitor
 
 ROM_GRANULE = 64 * layout.KIB
 ROM_LIMIT = 2 * layout.MIB
@@ -30,8 +30,11 @@ def pack_rom(monitor: Monitor, payload: bytes = b"") -> bytes:
     """A ROM with the monitor and a payload (`frames.pack_payload`). Raises ImageError where it can't fit."""
     payload += bytes(-len(payload) % 4)
     stub = monitor.reset_stub
-    if not stub.startswith(_ROM_MAGIC):
-        raise ImageError("the reset-vector stub has no table", advice="build it again with 'make guest'")
+    if len(stub) != RESET_STUB_BYTES or not stub.startswith(_ROM_MAGIC):
+        raise ImageError(
+            f"the reset-vector stub is damaged: {len(stub)} bytes that start with {stub[:8]!r}",
+            advice="build it again with 'make guest'",
+        )
     needed = len(monitor.code) + len(payload) + len(stub)
     size = ROM_GRANULE
     while size < needed:
