@@ -13,7 +13,6 @@ from vmxlab import (
     MsrBitmap,
     PrimaryControls,
     SecondaryControls,
-    guest_ept,
     on,
 )
 from vmxlab.cases import memory
@@ -174,14 +173,6 @@ def test_two_things_in_one_place_are_both_named(refused, case, one, other):
     assert one in error.message
     assert other in error.message
     assert f"{layout.FREE_PAGES:#x}" in error.advice
-
-
-def test_ept_tables_that_grow_into_l2s_memory_are_found(refused):
-    ept = guest_ept()
-    for region in range(1, 500):
-        ept.map(region << 30, L2, length=4096)
-    error = refused(OverlappingPages, ept=ept)
-    assert "L2's memory" in error.message and "EPT paging structure" in error.message
 
 
 @pytest.mark.parametrize(
