@@ -133,10 +133,9 @@ def test_folder_for_the_logs_of_a_lab_without_one_that_can_not_be_made_is_a_log_
     open_lab, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    lab = open_lab(log_dir=None)
-    error = caught(lab, good())
-    assert type(error) is LogError
-    assert str(tmp_path / "missing") in error.message
+    with pytest.raises(LogError) as error:
+        open_lab(log_dir=None)
+    assert str(tmp_path / "missing") in error.value.message
 
 
 def test_logs_of_a_lab_without_a_folder_go_with_it(open_lab, tmp_path, monkeypatch):

@@ -6,27 +6,24 @@ that no case takes the next one down. It is what the pytest fixture `vmxlab` is,
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import itertools
 import tempfile
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from vmxlab.cases.case import Case
+from vmxlab.console.image_reader import ImageReader
 from vmxlab.console.log import SerialLog
-from vmxlab.console.run import End, Run, Verdict, run_from_records
+from vmxlab.console.run import Run, run_from_records
 from vmxlab.console.session import Session
+from vmxlab.console.unfinished import crashed_run, failed_run
 from vmxlab.engines.logs import log_error
 from vmxlab.errors import (
     CaseError,
     ImageError,
-    LogError,
     MachineError,
-    MachineHung,
     MissingCapability,
     ProtocolError,
     VmxlabError,
@@ -37,7 +34,6 @@ from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
-    from vmxlab.console.records import BrokenLine, Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
     from vmxlab.structures import Capabilities
 
@@ -45,8 +41,6 @@ BOOT_DEADLINE_S = 30.0
 CASE_DEADLINE_S = 20.0
 
 CPUID_VMX = "CPUID.1:ECX.VMX[5]"
-
-_E = TypeVar("_E", bound=VmxlabError)
 
 
 class Lab:
@@ -69,11 +63,17 @@ class Lab:
     ) -> None:
         from vmxlab.engines.choose import choose
 
+        # All that is loaded on first use is loaded here: a Ctrl-C in the middle of an import may be lost in
+        # callbacks of Python's own, and while a lab works none may be.
+        load_monitor()
         self._engine, chosen_because = choose(engine, model)
         self._why = why or chosen_because
         self._model = model
-        self._log_dir = log_dir
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if log_dir is None:
+            self._temporary = _temporary_folder()
+            log_dir = Path(self._temporary.name)
+        self._log_dir = log_dir
         self._case_deadline_s = case_deadline_s
         self._boot_deadline_s = boot_deadline_s
         self._numbers = itertools.count(0)
@@ -137,7 +137,7 @@ class Lab:
             compiled = compile_case(case, self.target, number=number)
             session = self._up()
         except MachineError as error:  # while it booted
-            error.run = _failed_run(case, number, error)
+            error.run = failed_run(case, number, error)
             raise
         except VmxlabError as error:
             error.locate(case=case.name or f"case {number}")
@@ -147,13 +147,13 @@ class Lab:
             frame = encode_frame(compiled.units, self._frame)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
-            error.run = _crashed_run(error, case, number, session)
+            error.run = crashed_run(error, case, number, session)
             self._down()
             raise
         except BaseException as error:
             self._down()  # in the middle of a conversation nobody knows where it stands
             if isinstance(error, VmxlabError):
-                self._located(session, error).locate(case=case.name or f"case {number}")
+                session.located(error).locate(case=case.name or f"case {number}")
             raise
         self._frame = frame
         self._idle()
@@ -164,7 +164,7 @@ class Lab:
             if run.number != number:
                 raise ProtocolError(f"case {number} was sent, records of case {run.number} came back")
         except ProtocolError as error:
-            raise self._located(session, error).locate(case=case.name or f"case {number}") from None
+            raise session.located(error).locate(case=case.name or f"case {number}") from None
         return run
 
     def run_all(self, cases: Sequence[Case]) -> list[Run]:
@@ -175,7 +175,7 @@ class Lab:
             try:
                 runs.append(self._run(case, number))
             except VmxlabError as error:
-                runs.append(_failed_run(case, number, error))
+                runs.append(failed_run(case, number, error))
         return runs
 
     def run_image(self, cases: Sequence[Case]) -> list[Run]:
@@ -191,7 +191,7 @@ class Lab:
             if isinstance(result, CompiledCase):
                 waiting[number] = result
             else:
-                runs[number] = _failed_run(cases[number], number, result)
+                runs[number] = failed_run(cases[number], number, result)
         while waiting:
             done = self._run_one_image(waiting)
             runs |= done
@@ -205,60 +205,16 @@ class Lab:
         except ImageError as error:  # the first case alone is too large
             number, case = next(iter(waiting.items()))
             error.locate(case=case.case.name or f"case {number}")
-            return {number: _failed_run(case.case, number, error)}
+            return {number: failed_run(case.case, number, error)}
+        cases = {number: compiled.case for number, compiled in waiting.items()}
         try:
             session = self._open(rom)
         except VmxlabError as error:
-            return _unanswered(waiting, {}, error)
-        runs: dict[int, Run] = {}
+            return {number: failed_run(case, number, error) for number, case in cases.items()}
         try:
-            while len(runs) < len(waiting):
-                current = _next_case(waiting, runs)
-                deadline = waiting[current].case.limits.seconds or self._case_deadline_s
-                records_of_cases = session.read_cases(deadline)
-                for records in records_of_cases:
-                    number = _case_in(records, -1)
-                    if number not in waiting:
-                        raise ProtocolError(f"records of a case that is not in the image: {records[0]}")
-                    runs[number] = self._image_run(session, waiting[number].case, number, records)
-                if records_of_cases:
-                    continue
-                broken = session.take_broken()
-                if not broken or current in runs:
-                    break
-                runs[current] = _failed_run(
-                    waiting[current].case, current, self._located(session, _damage(broken))
-                )
-        except MachineError as error:
-            current = _case_in(session.records, current, waiting)
-            runs[current] = _crashed_run(error, waiting[current].case, current, session)
-            return runs
-        except LogError as error:  # perhaps there is room for the logs of the cases behind it
-            current = _case_in(session.records, current, waiting)
-            runs[current] = _failed_run(waiting[current].case, current, self._located(session, error))
-            return runs
-        except ProtocolError as error:
-            return runs | _unanswered(waiting, runs, self._located(session, error))
+            return ImageReader(session, cases, self._boot_deadline_s, self._case_deadline_s).read()
         finally:
             self._down()
-        missing = ProtocolError("the image left no records of this case")
-        return runs | _unanswered(waiting, runs, self._located(session, missing))
-
-    def _image_run(self, session: Session, case: Case, number: int, records: Sequence[Record]) -> Run:
-        title, path = session.machine.info.title(), session.log.path
-        broken = session.take_broken()
-        try:
-            if broken:
-                raise _damage(broken)
-            run = run_from_records(records, case, engine=title, log_path=path)
-            if run.end is None:
-                raise ProtocolError("the record of the case's end is missing")
-        except ProtocolError as error:
-            return _failed_run(case, number, self._located(session, error))
-        return run
-
-    def _located(self, session: Session, error: _E) -> _E:
-        return error.locate(engine=session.machine.info.title(), log_path=session.log.path)
 
     # --- the machine -----------------------------------------------------------------------------------
 
@@ -278,7 +234,7 @@ class Lab:
         except BaseException as error:
             self._down()
             if isinstance(error, VmxlabError):
-                self._located(session, error)
+                session.located(error)
             raise
         self._learn(session)
         return session
@@ -291,12 +247,13 @@ class Lab:
 
     def _open(self, rom: bytes) -> Session:
         self._down()
-        folder = self._folder()
-        log = SerialLog(folder)
+        log = SerialLog(self._log_dir)
         rom_path = log.path.with_suffix(".rom")
         try:
             _write_rom(rom_path, rom)
-            self._machine = self._engine.open(rom_path, log_dir=folder, model=self._model, why=self._why)
+            self._machine = self._engine.open(
+                rom_path, log_dir=self._log_dir, model=self._model, why=self._why
+            )
             self._info = self._machine.info
             log.remark(f"engine: {self._info.title()}; {self._info.why}")
             self._session = Session(self._machine, log)
@@ -309,15 +266,6 @@ class Lab:
         finally:
             rom_path.unlink(missing_ok=True)
         return self._session
-
-    def _folder(self) -> Path:
-        if self._log_dir is None:
-            try:
-                self._temporary = tempfile.TemporaryDirectory(prefix="vmxlab-")
-            except OSError as error:
-                raise log_error(Path(tempfile.gettempdir()), error) from error
-            self._log_dir = Path(self._temporary.name)
-        return self._log_dir
 
     def _idle(self) -> None:
         """An emulator at its prompt costs a whole core: it sleeps until the next case."""
@@ -338,7 +286,6 @@ class Lab:
         self._down()
         if self._temporary is not None:
             self._temporary.cleanup()
-            self._temporary = self._log_dir = None
 
     def __enter__(self) -> Self:
         return self
@@ -347,6 +294,13 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="vmxlab-")
+    except OSError as error:
+        raise log_error(Path(tempfile.gettempdir()), error) from error
 
 
 def _pack_what_fits(waiting: Mapping[int, CompiledCase]) -> tuple[Mapping[int, CompiledCase], bytes]:
@@ -379,78 +333,3 @@ def _write_rom(path: Path, rom: bytes) -> None:
         path.write_bytes(rom)
     except OSError as error:
         raise log_error(path, error) from error
-
-
-def _next_case(waiting: Mapping[int, CompiledCase], runs: Mapping[int, Run]) -> int:
-    """The case behind the last one that was answered: what came before it and left no records won't come."""
-    last = max(runs, default=-1)
-    return next((number for number in waiting if number > last), last)
-
-
-def _case_in(records: Sequence[Record], default: int, among: Container[int] | None = None) -> int:
-    """The number of the case that these records of an unfinished one are of."""
-    for record in reversed(records):
-        with contextlib.suppress(KeyError, ValueError):
-            if record.kind == "case" and (among is None or record.number("id") in among):
-                return record.number("id")
-    return default
-
-
-def _damage(broken: Sequence[BrokenLine]) -> ProtocolError:
-    return ProtocolError(f"{len(broken)} lines of the serial stream are damaged; the first: {broken[0]}")
-
-
-def _unanswered(
-    waiting: Mapping[int, CompiledCase], runs: Mapping[int, Run], error: VmxlabError
-) -> dict[int, Run]:
-    return {n: _failed_run(case.case, n, error) for n, case in waiting.items() if n not in runs}
-
-
-def _crashed_run(error: MachineError, case: Case, number: int, session: Session) -> Run:
-    """What had arrived of a case when its machine went away; of damaged records, those before the damage."""
-    error.locate(case=case.name or f"case {number}")
-    records = session.records
-    starts = [i for i, record in enumerate(records) if record.kind == "case"]
-    records = records[starts[-1] :] if starts else []
-
-    def partial(count: int) -> Run | None:
-        try:
-            return run_from_records(
-                records[:count],
-                case,
-                engine=session.machine.info.title(),
-                log_path=session.log.path,
-                error=error,
-                verdict_on_error=Verdict.CRASH,
-            )
-        except ProtocolError:
-            return None
-
-    # One record that does not fit spoils all behind it, so the good ones are found by halving.
-    good = len(records)
-    if partial(good) is None:
-        good = bisect.bisect_left(range(1, good + 1), True, key=lambda count: partial(count) is None)
-    run = partial(good)
-    assert run is not None
-    end = End.HUNG if isinstance(error, MachineHung) else End.DIED
-    return replace(run, end=end, number=number, name=case.name)
-
-
-def _failed_run(case: Case, number: int, error: VmxlabError) -> Run:
-    if isinstance(error, MachineError) and error.run is not None:
-        return error.run
-    verdict, end = Verdict.ERROR, None
-    if isinstance(error, MissingCapability):
-        verdict = Verdict.SKIP
-    elif isinstance(error, MachineError):  # it never got as far as the case
-        verdict, end = Verdict.CRASH, End.HUNG if isinstance(error, MachineHung) else End.DIED
-    return Run(
-        case=case,
-        number=number,
-        name=case.name,
-        end=end,
-        error=error,
-        verdict_on_error=verdict,
-        engine=error.engine or "",
-        log_path=error.log_path,
-    )

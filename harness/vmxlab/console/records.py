@@ -43,7 +43,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BrokenLine:
-    """A line that looks like a record and does not check. `number` counts the log's lines from 1."""
+    """A line that looks like a record and does not check. `number` counts the machine's lines from 1."""
 
     number: int
     text: str

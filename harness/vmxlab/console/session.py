@@ -43,8 +43,9 @@ class _Event(IntEnum):
     PANIC = 1
     DONE = 2
     PROMPT = 3
-    EOF = 4
-    TIMEOUT = 5
+    BOOT = 4
+    EOF = 5
+    TIMEOUT = 6
 
 
 # What was matched before ended at a line's end or a prompt, so the buffer starts with a line.
@@ -53,6 +54,7 @@ _PATTERNS = [
     rb"(?:^|\n)@panic [^\n]*\n",
     rb"(?:^|\n)@done [^\n]*\n",
     rb"(?:^|\n)" + _PROMPT,
+    rb"(?:^|\n)@boot [^\n]*\n",
     pexpect.EOF,
     pexpect.TIMEOUT,
 ]
@@ -62,7 +64,7 @@ class _Stream(fdpexpect.fdspawn):  # type: ignore[misc]
     """pexpect on a machine's serial socket, with every byte in the log."""
 
     def __init__(self, serial: socket.socket, log: SerialLog) -> None:
-        super().__init__(serial.fileno(), maxread=65536, timeout=None)
+        super().__init__(serial.fileno(), maxread=65536, timeout=None, use_poll=True)
         self.delayafterread = None
         self.delaybeforesend = None
         self.logfile_read = log
@@ -105,6 +107,7 @@ class Session:
         self.capabilities: Capabilities | None = None
         self._spawn = _Stream(machine.serial, log)
         self._broken_seen = 0
+        self._early: _Event | None = None
 
     @property
     def has_vmx(self) -> bool:
@@ -120,14 +123,20 @@ class Session:
             pass
         self._take_boot_records()
         if self.boot_record is None:
-            raise self._located(ProtocolError("the monitor's prompt came without its boot record"))
+            raise self.located(ProtocolError("the monitor's prompt came without its boot record"))
+
+    def boot_image(self, deadline_s: float) -> None:
+        """Wait until the monitor of an image with cases has started; `read_cases` goes on from there."""
+        event = self._wait(time.monotonic() + deadline_s, "the monitor's first record")
+        self._early = None if event is _Event.BOOT else event  # where that record came damaged
+        self._take_boot_records()
 
     def _take_boot_records(self) -> None:
         for record in self.records:
             if record.kind == "boot":
                 self.boot_record = record
                 if record.number("protocol") != PROTOCOL_VERSION:
-                    raise self._located(
+                    raise self.located(
                         ProtocolError(
                             f"the image speaks protocol {record.values['protocol']}, "
                             f"this harness {PROTOCOL_VERSION:#x}",
@@ -149,7 +158,7 @@ class Session:
         self._refuse_damage()
         cases = self._take_cases()
         if len(cases) != 1:
-            raise self._located(ProtocolError(f"one case was sent, records of {len(cases)} came back"))
+            raise self.located(ProtocolError(f"one case was sent, records of {len(cases)} came back"))
         return cases[0]
 
     def read_cases(self, deadline_s: float) -> list[list[Record]]:
@@ -160,7 +169,9 @@ class Session:
         """
         limit = time.monotonic() + deadline_s
         self._spawn.nap_s = _IMAGE_NAP_S
-        event = self._wait(limit, "the end of the next case")
+        event, self._early = self._early, None
+        while event is None or event is _Event.BOOT:
+            event = self._wait(limit, "the end of the next case")
         self._take_boot_records()
         if event is _Event.END:
             return self._take_cases()
@@ -175,7 +186,7 @@ class Session:
     def _refuse_errors(self) -> None:
         for record in self.records:
             if record.kind == "error":
-                raise self._located(
+                raise self.located(
                     ProtocolError(
                         f"the monitor refused what it was given: {record.values.get('what')}",
                         advice="the image is damaged or was made for another monitor; make it again",
@@ -187,7 +198,7 @@ class Session:
         self._refuse_errors()
         broken = self.take_broken()
         if broken:
-            raise self._located(
+            raise self.located(
                 ProtocolError(f"{len(broken)} lines of the serial stream are damaged; the first: {broken[0]}")
             )
 
@@ -233,7 +244,7 @@ class Session:
                 self.reader.close()
                 raise self._died(f"the machine ended while the harness waited for {what}")
             case _Event.TIMEOUT:
-                raise self._located(
+                raise self.located(
                     MachineHung(
                         f"nothing more came before the deadline; the harness waited for {what}",
                         advice="the log ends where the machine got stuck; "
@@ -260,7 +271,7 @@ class Session:
         try:
             return do()
         except TimeoutError as error:
-            raise self._located(MachineHung("the machine does not take what it is sent")) from error
+            raise self.located(MachineHung("the machine does not take what it is sent")) from error
         except (ConnectionError, BrokenPipeError) as error:
             raise self._died("the serial stream broke") from error
         except OSError as error:
@@ -270,9 +281,10 @@ class Session:
         with contextlib.suppress(Exception):
             self.log.remark(self.machine.postmortem())
         advice = "the log's last lines say what the engine saw"
-        return self._located(MachineDied(f"{what}: {self.machine.end().value}", advice=advice))
+        return self.located(MachineDied(f"{what}: {self.machine.end().value}", advice=advice))
 
-    def _located(self, error: _E) -> _E:
+    def located(self, error: _E) -> _E:
+        """The error, with this engine, the last record and the log."""
         last = self.reader.last
         return error.locate(
             engine=self.machine.info.title(),
