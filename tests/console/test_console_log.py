@@ -62,3 +62,4 @@ def test_a_log_without_space_says_so(full_log):
 def test_a_log_can_be_closed_twice(log):
     log.close()
     log.close()
+    assert log.path.is_file()
