@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "cpu/descriptor_table.h"
+#include "protocol.h"
 
 enum {
 	DESCRIPTOR_TSS_AVAILABLE = 0x9,

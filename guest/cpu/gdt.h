@@ -5,17 +5,9 @@
 #ifndef CPU_GDT_H
 #define CPU_GDT_H
 
-/* vmxlab.image.layout reads these selectors' values from the names here. */
-#define SELECTOR_CODE 0x08
-#define SELECTOR_DATA 0x10
-#define SELECTOR_TSS 0x18
-
-#ifndef __ASSEMBLER__
 /* Makes GDT and TSS and loads them. */
 void gdt_init(void);
 
 /* Loads GDTR, TR and the segment registers again, whatever a VM exit put there. */
 void gdt_reload(void);
-#endif
-
 #endif

@@ -7,6 +7,7 @@
 #include "cpu/registers.h"
 #include "lib/serial.h"
 #include "monitor/records.h"
+#include "protocol.h"
 #include "vmx/instructions.h"
 
 enum {

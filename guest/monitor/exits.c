@@ -10,9 +10,8 @@
 #include "vmx_facts.h"
 
 #define EXIT_REASON_BASIC 0xffffu
-#define EXIT_REASON_ENTRY_FAILURE (1u << 31)
-#define INTERRUPTIBILITY_STI_MOV_SS 0x3u
-#define ACCESS_RIGHTS_L (1u << 13)
+#define INTERRUPTIBILITY_STI_MOV_SS (INTERRUPTIBILITY_BLOCKING_BY_STI | INTERRUPTIBILITY_BLOCKING_BY_MOV_SS)
+#define ACCESS_RIGHTS_L (1u << 13) /* SDM Vol. 3C, table 25-2: 64-bit code segment */
 
 static const char *const register_names[GENERAL_REGISTERS] = {
 	"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -240,7 +239,7 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 		first = NULL;
 		count++;
 		/* An entry that failed late leaves the launch state "clear": the next try is a VMLAUNCH again. */
-		if (!(reason & EXIT_REASON_ENTRY_FAILURE))
+		if (!(reason & EXIT_REASON_ENTRY_FAILURE_BIT))
 			resume = true;
 		if (!answer(policy, reason, &why))
 			return why;

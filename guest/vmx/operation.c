@@ -7,7 +7,7 @@
 #include "vmx/instructions.h"
 #include "vmx_facts.h"
 
-#define CPUID_1_ECX_VMX (1u << 5)
+#define CPUID_1_ECX_VMX (1u << 5) /* SDM Vol. 3C, 24.6 */
 
 const uint32_t vmx_capability_msrs[] = {
 	MSR_IA32_FEATURE_CONTROL,

@@ -149,7 +149,10 @@ time.sleep(1000)
 """
 
 
-def test_only_the_childs_connection_is_taken(spawned):
+# 4 is netlink's sock_diag; 31 is no protocol, so that /proc has to tell.
+@pytest.mark.parametrize("protocol", [4, 31], ids=["netlink", "proc"])
+def test_only_the_childs_connection_is_taken(spawned, monkeypatch, protocol):
+    monkeypatch.setattr("vmxlab.engines.loopback._NETLINK_SOCK_DIAG", protocol)
     with listen_on_loopback() as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -160,11 +163,6 @@ def test_only_the_childs_connection_is_taken(spawned):
                 assert connection.getpeername() != stranger.getsockname()
                 stranger.settimeout(20)
                 assert stranger.recv(1) == b""
-
-
-def test_connection_is_told_from_a_strangers_without_netlink_too(spawned, monkeypatch):
-    monkeypatch.setattr("vmxlab.engines.loopback._NETLINK_SOCK_DIAG", 31)
-    test_only_the_childs_connection_is_taken(spawned)
 
 
 def test_last_word_of_a_child_that_ends_at_once_is_taken(spawned):

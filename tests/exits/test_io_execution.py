@@ -113,7 +113,7 @@ def test_without_use_io_bitmaps_the_bitmaps_are_not_looked_at(vmxlab):
             program=f"in al, {PIC_MASK}; mov edx, 0xffff; in eax, dx; hlt",
         )
     )
-    halted(run)
+    assert halted(run)["rdx"] == 0xFFFF
 
 
 # --- executed ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_the_monitor_lies_where_the_layout_says(monitor):
         assert layout.MONITOR_BASE < getattr(monitor, name) <= layout.MONITOR_LIMIT, name
     assert monitor.page_table_root % 4096 == 0
     assert monitor.stack_top % 16 == 0
-    assert monitor.gdt_bytes > monitor.selector_tss + 15, "a TSS descriptor has 16 bytes"
+    assert monitor.gdt_bytes > layout.SELECTOR_TSS + 15, "a TSS descriptor has 16 bytes"
     assert monitor.idt_bytes == 256 * 16 or monitor.idt_bytes >= 32 * 16
 
 

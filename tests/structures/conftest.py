@@ -1,6 +1,8 @@
-"""Capability MSRs to try things on: a processor of the Skylake kind, written out by hand."""
+"""What these tests share: a processor of the Skylake kind, written out by hand, and a walk of EPT tables."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import pytest
 
@@ -38,3 +40,31 @@ def skylake_raw() -> dict[int, int]:
 def skylake() -> Capabilities:
     """The same as `Capabilities`."""
     return Capabilities(RAW)
+
+
+@dataclass
+class Walked:
+    """What the processor finds in the tables of an image."""
+
+    hpa: int
+    rights: int  # bits 2:0 and 10 of all entries together
+    leaf: int
+    size: int
+
+
+def walk(tables: list[tuple[int, bytes]], gpa: int) -> Walked | None:
+    """SDM Vol. 3C, 29.3.2, on the bytes themselves."""
+    memory = dict(tables)
+    table, rights = tables[0][0], 0x407
+    for shift in (39, 30, 21, 12):
+        offset = (gpa >> shift) % 512 * 8
+        entry = int.from_bytes(memory[table][offset : offset + 8], "little")
+        if entry % 8 == 0:
+            return None
+        rights &= entry
+        if shift == 12 or (shift < 39 and entry & 0x80):
+            size = 1 << shift
+            frame = entry % 2**52 // size * size
+            return Walked(frame + gpa % size, rights, entry, size)
+        table = entry % 2**52 // 4096 * 4096
+    return None

@@ -33,9 +33,7 @@ from vmxlab.sdm.controls import (
 )
 from vmxlab.sdm.fields import Field
 from vmxlab.structures import Capabilities, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
-
-SHADOW_INDICATOR = 1 << 31
-"""Bit 31 of a VMCS region's first word (SDM Vol. 3C, 25.2)."""
+from vmxlab.structures.region import SHADOW_INDICATOR
 
 PREEMPTION_TIMER_MAX = 0xFFFF_FFFF
 

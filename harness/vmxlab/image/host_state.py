@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
+from vmxlab.image import layout
 from vmxlab.image.monitor import Monitor
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.registers import CR0, CR4, EFER
@@ -29,8 +30,8 @@ def host_state(monitor: Monitor, capabilities: Capabilities) -> Mapping[Field, i
         Field.HOST_CR0: int(cr0),
         Field.HOST_CR3: monitor.page_table_root,
         Field.HOST_CR4: int(cr4),
-        Field.HOST_CS_SELECTOR: monitor.selector_code,
-        Field.HOST_TR_SELECTOR: monitor.selector_tss,
+        Field.HOST_CS_SELECTOR: layout.SELECTOR_CODE,
+        Field.HOST_TR_SELECTOR: layout.SELECTOR_TSS,
         Field.HOST_TR_BASE: monitor.tss,
         Field.HOST_GDTR_BASE: monitor.gdt,
         Field.HOST_IDTR_BASE: monitor.idt,
@@ -38,7 +39,7 @@ def host_state(monitor: Monitor, capabilities: Capabilities) -> Mapping[Field, i
         Field.HOST_RIP: monitor.exit_entry,
     }
     for name in ("ES", "SS", "DS", "FS", "GS"):
-        state[Field[f"HOST_{name}_SELECTOR"]] = monitor.selector_data
+        state[Field[f"HOST_{name}_SELECTOR"]] = layout.SELECTOR_DATA
     state |= dict.fromkeys(_ZERO, 0)
     return MappingProxyType(state)
 

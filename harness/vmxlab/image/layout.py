@@ -16,6 +16,11 @@ MEMORY_BYTES = 64 * MIB
 MONITOR_BASE = 1 * MIB
 MONITOR_LIMIT = 2 * MIB
 
+# Selectors in the monitor's GDT (guest/cpu/gdt.c), which the host-state area names too.
+SELECTOR_CODE = 0x08
+SELECTOR_DATA = 0x10
+SELECTOR_TSS = 0x18
+
 SCRIPT_BUFFER_BYTES = 512 * KIB
 """The longest script (one case, decoded) that the monitor takes."""
 SCRIPT_BUFFER_0 = 2 * MIB

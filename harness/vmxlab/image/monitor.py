@@ -42,9 +42,6 @@ class Monitor:
     idt: int
     idt_bytes: int
     tss: int
-    selector_code: int = 0x08
-    selector_data: int = 0x10
-    selector_tss: int = 0x18
 
 
 def load_monitor() -> Monitor:

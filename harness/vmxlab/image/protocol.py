@@ -113,6 +113,9 @@ def c_header(build_id: int) -> str:
         ("FRAME_BUFFER_BYTES", layout.FRAME_BUFFER_BYTES),
         ("PAYLOAD_BASE", layout.PAYLOAD_BASE),
         ("PAYLOAD_BYTES", layout.PAYLOAD_BYTES),
+        ("SELECTOR_CODE", layout.SELECTOR_CODE),
+        ("SELECTOR_DATA", layout.SELECTOR_DATA),
+        ("SELECTOR_TSS", layout.SELECTOR_TSS),
     ]
     lines = [
         "/* Made by vmxlab.image.protocol: do not edit. */",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from vmxlab.errors import OutOfRange
 from vmxlab.structures.checks import PAGE_SIZE, require_bits, require_page_address
 
-_SHADOW = 1 << 31
+SHADOW_INDICATOR = 1 << 31
+"""Bit 31 of a VMCS region's first word (SDM Vol. 3C, 25.2)."""
 _DATA_OFFSET = 8
 
 
@@ -35,7 +36,7 @@ class VmxRegion:
 
     def __post_init__(self) -> None:
         """Check what the format can hold."""
-        if not 0 <= self.revision_id < _SHADOW:
+        if not 0 <= self.revision_id < SHADOW_INDICATOR:
             raise OutOfRange(
                 "VMCS revision identifier",
                 self.revision_id,
@@ -61,11 +62,11 @@ class VmxRegion:
             raise OutOfRange("length of a VMX region", len(data), f"it is {PAGE_SIZE:#x} bytes")
         word = int.from_bytes(data[:4], "little")
         abort = int.from_bytes(data[4:_DATA_OFFSET], "little")
-        return cls(word & ~_SHADOW, bool(word & _SHADOW), abort, bytes(data[_DATA_OFFSET:]))
+        return cls(word & ~SHADOW_INDICATOR, bool(word & SHADOW_INDICATOR), abort, bytes(data[_DATA_OFFSET:]))
 
     def to_bytes(self) -> bytes:
         """The 4096 bytes of the region."""
-        word = self.revision_id | (_SHADOW if self.shadow else 0)
+        word = self.revision_id | (SHADOW_INDICATOR if self.shadow else 0)
         head = word.to_bytes(4, "little") + self.abort_indicator.to_bytes(4, "little")
         return (head + self.data).ljust(PAGE_SIZE, b"\0")
 
