@@ -1,7 +1,8 @@
 """The built monitor: its bytes and the addresses of what the harness has to know in it.
 
 In a checkout it lies in build/guest, made by `make guest`; an installed package carries it in
-vmxlab/monitor. The files are monitor.elf (guest/Makefile) and reset.bin (the reset-vector stub).
+vmxlab/monitor. The files are monitor.elf (guest/Makefile), reset.bin (the reset-vector stub), and the parts
+of the carrier, carrier.bin and carrier-init.
 """
 
 from __future__ import annotations
@@ -42,6 +43,29 @@ class Monitor:
     idt: int
     idt_bytes: int
     tss: int
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierParts:
+    """What the engine kvm-in-bochs boots around Debian's kernel (guest/carrier)."""
+
+    reset_stub: bytes
+    """The last kilobyte of the carrier's boot ROM."""
+    init: bytes
+    """Its first process: a static ELF64 program."""
+
+
+def load_carrier_parts() -> CarrierParts:
+    """The carrier's parts that belong to this package. Raises ImageError where they have not been built."""
+    for place in _PLACES:
+        stub, init = place / "carrier.bin", place / "carrier-init"
+        if stub.is_file() and init.is_file():
+            return CarrierParts(stub.read_bytes(), init.read_bytes())
+    raise ImageError(
+        f"the carrier's parts are not built: no carrier.bin and carrier-init in "
+        f"{' or '.join(map(str, _PLACES))}",
+        advice=_ADVICE,
+    )
 
 
 def load_monitor() -> Monitor:
