@@ -20,10 +20,10 @@ run: guest ## boot a first case and show what it did
 	$(Q).venv/bin/vmxlab run $(ARGS)
 
 test: guest ## the whole suite
-	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
+	$(Q).venv/bin/pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
-test-kvm: guest ## the suite on this host's own KVM, or why that can't be
-	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine kvm $(ARGS)
+test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
+	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine auto-kvm tests/exits $(ARGS)
 
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
@@ -31,12 +31,15 @@ console: guest ## the monitor's prompt
 image: guest ## write an image that boots on every engine, build/vmxlab.*
 	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
+carrier: guest ## build what the engine kvm-in-bochs boots, and say what is in it
+	$(Q).venv/bin/vmxlab carrier $(ARGS)
+
 bench: guest ## measure, as ratios where the machine's speed matters
 	$(Q).venv/bin/python tests/bench/run.py $(ARGS)
 
 wheel: guest ## an installable package with the monitor inside, into dist/
 	$(Q)mkdir -p harness/vmxlab/monitor
-	$(Q)cp build/guest/monitor.elf build/guest/reset.bin harness/vmxlab/monitor/
+	$(Q)cp $(addprefix build/guest/,monitor.elf reset.bin carrier.bin carrier-init) harness/vmxlab/monitor/
 	$(Q).venv/bin/pip wheel -q --no-deps -w dist .
 
 lint: ## ruff, mypy, clang-format: all of them, whichever fails
@@ -65,4 +68,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm console image bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm console image carrier bench wheel lint environment guest clean distclean help

@@ -1,4 +1,4 @@
-"""The command line: `vmxlab doctor`, `caps`, `run`, `image`, `console`.
+"""The command line: `vmxlab doctor`, `caps`, `run`, `image`, `console`, `carrier`.
 
 One module a command. What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or
 JSON), `case_files` (cases out of Python files). `main` is the entry point: a user's mistake is a message,
@@ -19,6 +19,7 @@ import click
 
 from vmxlab import __version__
 from vmxlab.cli.caps import caps
+from vmxlab.cli.carrier import carrier
 from vmxlab.cli.common import Status
 from vmxlab.cli.console import console
 from vmxlab.cli.doctor import doctor
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, caps, run, image, console):
+for _command in (doctor, caps, run, image, console, carrier):
     cli.add_command(_command)
 
 
