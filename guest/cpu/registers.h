@@ -58,4 +58,10 @@ static inline struct cpuid cpuid(uint32_t leaf)
 	return r;
 }
 
+/* CPUID.1:ECX[31]: never set by a processor, and by every hypervisor that tells its guests of itself. */
+static inline int under_hypervisor(void)
+{
+	return cpuid(1).ecx >> 31;
+}
+
 #endif

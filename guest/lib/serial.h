@@ -1,5 +1,5 @@
 /*
- * The 16550 UART at COM1: polled, 115200 baud, 8 data bits, FIFOs on.
+ * The serial line: the virtio port (lib/virtio_console.h) where there is one, else the UART (lib/uart.h).
  *
  * Output waits in a buffer and leaves while the monitor does other work, if that calls serial_poll now and
  * then. What may kill the machine is not done before serial_flush: the log must not end before the cause.
@@ -16,13 +16,13 @@ void serial_init(void);
 /* Takes all of it; waits only where the buffer is full. */
 void serial_write(const char *text, size_t bytes);
 
-/* Hands the UART what it takes right now. */
+/* Hands the device what it takes right now. */
 void serial_poll(void);
 
-/* Waits until the UART has everything. */
+/* Waits until the UART has everything, or the virtio port has handed everything on. */
 void serial_flush(void);
 
-/* Waits until the last bit has left the UART: a machine that dies may drop what is still in it. */
+/* Waits until the last bit has left the device: a machine that dies may drop what is still in it. */
 void serial_drain(void);
 
 bool serial_can_read(void);

@@ -6,6 +6,7 @@
 
 #include "boot/boot.h"
 #include "cpu/gdt.h"
+#include "cpu/heartbeat.h"
 #include "cpu/pic.h"
 #include "cpu/registers.h"
 #include "cpu/traps.h"
@@ -67,6 +68,7 @@ static void report_boot(uint32_t magic)
 void monitor_main(uint32_t magic)
 {
 	uint32_t cases;
+	heartbeat_start();
 	serial_init();
 	crc_init();
 	gdt_init();

@@ -1,10 +1,21 @@
 #include "monitor/payload.h"
 
+#include "cpu/io.h"
 #include "lib/crc.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
 #include "monitor/records.h"
 #include "protocol.h"
+
+/* The real-time clock, MC146818: an index port and a data port. */
+enum {
+	CLOCK_INDEX = 0x70,
+	CLOCK_DATA = 0x71,
+	CLOCK_SECONDS = 0x00,
+	CLOCK_NONE = 0xff, /* what is read where there is none */
+	LOOKS_PER_CLOCK = 1 << 14,
+	PATIENCE_SECONDS = 4,
+};
 
 /* vmxlab.image.frames.FRAME_HEADER */
 struct frame_header {
@@ -160,17 +171,41 @@ bool payload_next(struct script *script)
 	return open_frame(&header, payload_position - header.bytes, script);
 }
 
+static uint8_t clock_second(void)
+{
+	outb(CLOCK_INDEX, CLOCK_SECONDS);
+	return inb(CLOCK_DATA);
+}
+
 /*
- * A sender that stops in the middle must not hang the prompt. Patience is counted in looks at the UART: a
- * look takes long where an instruction is quick, and the other way round. Some seconds on every engine.
+ * A sender that stops in the middle must not hang the prompt, and one that is slow must not be given up. Both
+ * must have passed: so many looks, and so many seconds of the real-time clock. Where a look is a port read,
+ * the looks take some seconds, whereas an emulator's clock may run much too fast. Where a look is a memory
+ * read, they are over at once, and the clock is right. Where there is no clock, the looks must do.
  */
+static bool wait_for_byte(void)
+{
+	uint32_t looks = 0;
+	unsigned int seconds = 0;
+	uint8_t last = 0, now;
+	while (!serial_can_read()) {
+		if (looks++ % LOOKS_PER_CLOCK != 0)
+			continue;
+		now = clock_second();
+		if (looks > 1 && now != last)
+			seconds++;
+		last = now;
+		if (looks > FRAME_PATIENCE_LOOKS && (seconds > PATIENCE_SECONDS || now == CLOCK_NONE))
+			return false;
+	}
+	return true;
+}
+
 static bool receive(uint8_t *target, size_t bytes)
 {
 	for (size_t i = 0; i < bytes; i++) {
-		uint32_t looks = 0;
-		while (!serial_can_read())
-			if (++looks > FRAME_PATIENCE_LOOKS)
-				return broken("frame-stopped");
+		if (!wait_for_byte())
+			return broken("frame-stopped");
 		target[i] = serial_read();
 	}
 	return true;

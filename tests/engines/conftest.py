@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vmxlab.engines import ENGINES
+from vmxlab.engines import ENGINES, qemu
+
+UART = ("-serial", "chardev:serial")
+"""QEMU's serial line as the UART at COM1, which is all that the ROMs here know."""
 
 READY = b"ready\n"
 
@@ -126,7 +129,13 @@ def engine():
 
 
 @pytest.fixture
-def boot(engine, rom, tmp_path):
+def uart(monkeypatch):
+    """The QEMU engines get a UART in place of their virtio port."""
+    monkeypatch.setattr(qemu, "VIRTIO_SERIAL", UART)
+
+
+@pytest.fixture
+def boot(engine, rom, tmp_path, uart):
     """boot(engine name, body, ...) -> a machine, its log directory tmp_path/logs; stopped in the end."""
     machines = []
 

@@ -119,7 +119,7 @@ class PlainKvm(QemuEngine):
         return base
 
 
-def test_kvm_counts_what_the_guest_did(rom, tmp_path):
+def test_kvm_counts_what_the_guest_did(rom, uart, tmp_path):
     try:
         machine = PlainKvm().open(rom("echo"), log_dir=tmp_path)
     except errors.EngineUnavailable as error:
