@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,9 @@ _RUNS = pytest.StashKey["list[Run]"]()
 """The runs of the test at hand."""
 _REFUSED = pytest.StashKey[str]()
 """Why a test can't run."""
+_ENTRIES = pytest.StashKey["Counter[str]"]()
+"""The VM entries that an engine counted, by its title."""
+_WORKER_ENTRIES = "vmx_entries"
 _MAX_LOG_LINES = 200
 _MAX_SECTIONS = 10
 _OPTION = "--vmx-engine"
@@ -45,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         _OPTION,
         default=None,
         metavar="NAME[,NAME...]",
-        help="engines to run on: auto (default), bochs, kvm, tcg; several run each test on each",
+        help="engines: auto (default), bochs, kvm, kvm-in-bochs, tcg; several run each test on each",
     )
     group.addoption("--vmx-model", default=None, metavar="MODEL", help="the engine's processor model")
     group.addoption("--vmx-log-dir", default=None, metavar="DIR", help="where the logs go, and stay")
@@ -60,10 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """The markers, and this session's log folder (made when the first log is)."""
     for marker in (
         "vmx_needs(*controls): skip where the processor lacks one of these controls",
+        "vmx_also_on(*engines): run on these engines as well; skipped where one can't run",
         "vmx_known_difference(key): fails on an engine that differs from the SDM (strict)",
     ):
         config.addinivalue_line("markers", marker)
     config.stash[_RUNS] = []
+    counted: Counter[str] = Counter()
+    config.stash[_ENTRIES] = counted
     if config.option.vmx_engine is not None:
         _described(config)  # an engine that was named and can't run ends the session before it starts
     workerinput = getattr(config, "workerinput", None)
@@ -85,7 +93,39 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["vmx_log_dir"] = node.config.option.vmx_log_dir
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker of pytest-xdist leaves behind."""
+    counted: Counter[str] = node.config.stash[_ENTRIES]
+    counted.update(getattr(node, "workeroutput", {}).get(_WORKER_ENTRIES, {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands over what it counted."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        counted: Counter[str] = session.config.stash[_ENTRIES]
+        output[_WORKER_ENTRIES] = dict(counted)
+
+
 # --- which engine ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """An engine that tests run on, as far as can be told without booting it."""
+
+    name: str
+    version: str
+    model: str
+    why: str
+    problem: str | None = None
+    """Why it can't run here; only for one that a marker names."""
+
+    @property
+    def test_id(self) -> str:
+        """What stands in the test's id."""
+        return f"{self.name}-{self.version}-{self.model}"
 
 
 def _engine_names(config: pytest.Config) -> list[str | None]:
@@ -93,17 +133,13 @@ def _engine_names(config: pytest.Config) -> list[str | None]:
     return [name for name in names if name] or [None]
 
 
-def _describe(name: str | None, model: str | None) -> tuple[str, str, str, str]:
-    """(name, version, model, why) of an engine, as far as can be told without booting it."""
+def _describe(name: str | None, model: str | None, named_by: str) -> _Described:
     from vmxlab.engines.choose import choose
-    from vmxlab.errors import EngineUnavailable
 
-    try:
-        engine, why = choose(name, model, named_by=_OPTION)
-    except EngineUnavailable as error:
-        raise pytest.UsageError(str(error)) from None
+    engine, why = choose(name, model, named_by=named_by)
+    engine.prepare(lambda what: print(f"vmxlab: {what}", file=sys.stderr, flush=True))
     version = engine.availability().version or "unknown"
-    return engine.name, version, model or engine.default_model, why
+    return _Described(engine.name, version, model or engine.default_model, why)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -114,25 +150,70 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         described = _described(metafunc.config)
     except pytest.UsageError as error:  # "auto" found none
         raise pytest.Collector.CollectError(str(error)) from None
+    more = [
+        _described_by_marker(metafunc.config, name)
+        for mark in metafunc.definition.iter_markers("vmx_also_on")
+        for name in mark.args
+        if name not in {about.name for about in described}
+    ]
     metafunc.parametrize(
         _FIXTURE,
-        [name for name, _, _, _ in described],
-        ids=[f"{name}-{version}-{model}" for name, version, model, _ in described],
+        [about.name for about in described] + [_marked(metafunc.config, about) for about in more],
+        ids=[about.test_id for about in (*described, *more)],
         indirect=True,
         scope="session",
     )
 
 
-_DESCRIBED = pytest.StashKey[list[tuple[str, str, str, str]]]()
+def _marked(config: pytest.Config, about: _Described) -> Any:
+    """The parameter for an engine that a marker names.
+
+    Starting it may take long: with pytest-xdist's `--dist loadgroup` one worker does it for all.
+    """
+    marks = []
+    if about.problem is not None:
+        marks.append(pytest.mark.skip(reason=about.problem))
+    if config.pluginmanager.hasplugin("xdist"):
+        marks.append(pytest.mark.xdist_group(about.name))
+    return pytest.param(about.name, marks=marks)
 
 
-def _described(config: pytest.Config) -> list[tuple[str, str, str, str]]:
+_DESCRIBED = pytest.StashKey[list[_Described]]()
+_BY_MARKER = pytest.StashKey[dict[str, _Described]]()
+
+
+def _described(config: pytest.Config) -> list[_Described]:
+    """The engines of this session."""
+    from vmxlab.errors import EngineUnavailable
+
     if _DESCRIBED not in config.stash:
         model = config.option.vmx_model
-        described = [_describe(name, model) for name in _engine_names(config)]
+        try:
+            described = [_describe(name, model, _OPTION) for name in _engine_names(config)]
+        except EngineUnavailable as error:
+            raise pytest.UsageError(str(error)) from None
         # "auto" may be one that is named as well.
-        config.stash[_DESCRIBED] = list({about[0]: about for about in described}.values())
+        config.stash[_DESCRIBED] = list({about.name: about for about in described}.values())
     return config.stash[_DESCRIBED]
+
+
+def _described_by_marker(config: pytest.Config, name: str) -> _Described:
+    """An engine that a test names, with its default model; where it can't run, that is a skip."""
+    from vmxlab.errors import EngineUnavailable
+
+    found = config.stash.setdefault(_BY_MARKER, {})
+    if name not in found:
+        try:
+            found[name] = _describe(name, None, "the marker vmx_also_on")
+        except EngineUnavailable as error:
+            found[name] = _Described(name, "unavailable", "none", "", problem=str(error))
+    return found[name]
+
+
+def _about(config: pytest.Config, name: str) -> _Described:
+    """The description of an engine that some test runs on."""
+    session = {about.name: about for about in _described(config)}
+    return session[name] if name in session else _described_by_marker(config, name)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -141,7 +222,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         described = _described(config)
     except pytest.UsageError as error:
         return [f"vmxlab: {line}" for line in str(error).splitlines()]
-    return [f"vmxlab: {name} {version} ({model}); {why}" for name, version, model, why in described]
+    return [f"vmxlab: {a.name} {a.version} ({a.model}); {a.why}" for a in described]
 
 
 # --- the fixture -------------------------------------------------------------------------------------------
@@ -233,12 +314,13 @@ def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
     """A processor with VMX: `vmxlab.run(Case(...))` gives a Run."""
     from vmxlab.console.lab import Lab
 
-    option = request.config.option
-    described = _described(request.config)
-    wanted = getattr(request, "param", described[0][0])
-    name, _, _, why = next(about for about in described if about[0] == wanted)
-    with Lab(name, model=option.vmx_model, log_dir=Path(option.vmx_log_dir), why=why) as lab:
+    config = request.config
+    about = _about(config, getattr(request, "param", _described(config)[0].name))
+    with Lab(about.name, model=about.model, log_dir=Path(config.option.vmx_log_dir), why=about.why) as lab:
         yield VmxlabFixture(lab, request.config.stash[_RUNS])
+        entries = lab.nested_entries()
+        if entries:
+            config.stash[_ENTRIES][lab.info.title()] += entries
 
 
 # --- markers -----------------------------------------------------------------------------------------------
@@ -256,8 +338,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 continue
             known = KNOWN_DIFFERENCES[mark.args[0]]
             engine = _engine_of(item)
-            version = next((v for name, v, _, _ in _described(config) if name == engine), None)
-            if engine is not None and version is not None and known.applies(engine, version):
+            if engine is not None and known.applies(engine, _about(config, engine).version):
                 item.add_marker(pytest.mark.xfail(reason=f"known difference: {known}", strict=True))
 
 
@@ -406,6 +487,8 @@ class _Summary:
         for title, tests in self._tests.items():
             cases, exits = self._cases[title], self._exits[title]
             line = f"vmxlab: {title} ran {cases} cases with {exits} exits in {tests} tests"
+            entries = self._config.stash[_ENTRIES][title]
+            line += f"; KVM counted {entries} VM entries" if entries else ""
             terminalreporter.write_line(line)
         if self._keeps() and (self._tests or self._temporary) and Path(self._folder).is_dir():
             terminalreporter.write_line(f"vmxlab: logs are in {self._folder}")

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from carrier import bench_carrier
+
 from vmxlab import Case, IOBitmap, Lab, guest_ept
 from vmxlab.console.records import encode_record, parse_log
 from vmxlab.engines.choose import choose
@@ -58,7 +60,7 @@ def bench_start(lab: Lab, folder: Path, runs: int) -> None:
     image = pack_rom(load_monitor(), pack_payload([case.units]))
     barest, first_exit = [], []
     for _ in range(runs):
-        barest.append(start_to(BAREST_ROM, b"", folder, lab.engine.name))
+        barest.append(start_to(BAREST_ROM, b"x", folder, lab.engine.name))
         first_exit.append(start_to(image, b"@exit n=0x0", folder, lab.engine.name))
     ratio = statistics.median(a / b for a, b in zip(first_exit, barest, strict=True))
     low, high = statistics.median(barest) * 1e3, statistics.median(first_exit) * 1e3
@@ -176,6 +178,8 @@ def main() -> None:
         bench_start(lab, Path(name), 3 if quick else 15)
         bench_live(lab, 30 if quick else 300)
         bench_image(lab, 100 if quick else 1000)
+    with tempfile.TemporaryDirectory(prefix="vmxlab-bench-") as name:
+        bench_carrier(line, Path(name), quick=quick)
 
 
 if __name__ == "__main__":

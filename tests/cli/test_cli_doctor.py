@@ -23,7 +23,7 @@ def test_as_json_it_has_all_models_and_which_engines_have_vmx(vmxlab_cli) -> Non
     assert engines["tcg"]["vmx"] is False
     assert "bochs" in shown["vmx_engines"]
     assert "tcg" not in shown["vmx_engines"]
-    assert [part["part"] for part in shown["parts"]] == ["monitor", "as"]
+    assert [part["part"] for part in shown["parts"]] == ["monitor", "as", "carrier"]
 
 
 def test_without_an_engine_with_vmx_the_status_is_3_and_says_what_to_do(

@@ -177,7 +177,10 @@ def test_a_name_picks_a_list_one_of_it_or_a_case_by_its_own_name(vmxlab_cli, cas
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "nonsense"], "'nonsense' is not one of 'auto', 'kvm', 'bochs', 'tcg'"),
+        (
+            ["--engine", "nonsense"],
+            "'nonsense' is not one of 'auto', 'auto-kvm', 'kvm', 'bochs', 'kvm-in-bochs', 'tcg'",
+        ),
         (["none.py"], "there is no file 'none.py'"),
         (["."], "'.' is a folder"),
         (

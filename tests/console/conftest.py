@@ -40,6 +40,9 @@ class PaperMachine:
     def resume(self) -> None:
         self.calls.append("resume")
 
+    def nested_entries(self) -> int | None:
+        return None
+
     def stop(self) -> None:
         self.calls.append("stop")
         self.serial.close()

@@ -121,6 +121,9 @@ class PaperEngine:
         self.monitors: list[PaperMonitor] = []
         self.threads: list[threading.Thread] = []
 
+    def close(self) -> None:
+        pass
+
     def open(self, rom: Path, *, log_dir: Path, model: str | None = None, why: str = "") -> object:
         image = rom.read_bytes()
         table = struct.unpack_from("<8s8I", image, len(image) - 1024)

@@ -67,7 +67,7 @@ def test_named_engine_that_can_not_run_is_an_error_and_no_fallback(available):
 def test_unknown_name_lists_the_names():
     with pytest.raises(errors.EngineUnavailable, match="no engine 'bosch'") as caught:
         choose("bosch")
-    assert caught.value.advice == "the engines are auto, kvm, bochs, tcg"
+    assert caught.value.advice == "the engines are auto, auto-kvm, kvm, bochs, kvm-in-bochs, tcg"
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -72,6 +72,7 @@ def test_a_triple_fault_exits_in_each_mode(vmxlab, mode):
     assert run.exits[0].rip == PROGRAM
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_a_triple_fault_leaves_l1_alone(vmxlab):
     """Vol. 3C, 26.2: a triple fault in L2 is an exit, not a shutdown."""
     vmxlab.run(Case(program="ud2", fields={Field.EXCEPTION_BITMAP: 0}))
@@ -81,6 +82,7 @@ def test_a_triple_fault_leaves_l1_alone(vmxlab):
 # --- the preemption timer ----------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.vmx_needs(TIMER)
 @pytest.mark.parametrize("mode", Mode)
 def test_the_preemption_timer_ends_a_loop(vmxlab, mode):

@@ -104,6 +104,7 @@ def all_misconfigured(names) -> dict[str, list]:
 # --- rights ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize("access", [READ, WRITE, FETCH], ids=["read", "write", "fetch"])
 @pytest.mark.parametrize("rights", [W, W | X], ids=["write-only", "write-execute"])
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -154,6 +155,7 @@ def test_execute_only_is_misconfigured_where_it_is_not_supported(vmxlab, where, 
 # --- memory types ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize("memory_type", range(8))
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_memory_type_of_a_page(vmxlab, level, memory_type):
@@ -338,6 +340,7 @@ def test_misconfiguration_while_an_event_is_delivered(vmxlab):
     assert run.exits[0].rip == PROGRAM + 1
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.vmx_known_difference("ept-exit-rf-clear")
 def test_misconfiguration_saves_the_resume_flag_as_1(vmxlab):
     """Vol. 3C, 28.3.3: RF is saved as 1 if no event was being delivered."""

@@ -131,6 +131,7 @@ KIND = {READ: (True, False, False), WRITE: (False, True, False), FETCH: (False, 
 # --- the access and the rights -----------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @ACCESSES
 @pytest.mark.parametrize("offset", [0, 0x7, 0x345, 0xFF8])
 def test_access_to_an_unmapped_page_exits(vmxlab, access, offset):
@@ -143,6 +144,7 @@ def test_access_to_an_unmapped_page_exits(vmxlab, access, offset):
     assert_not_executed(violation, access, address)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @ACCESSES
 @pytest.mark.parametrize("rights", ["rwx", "rw-", "r-x", "r--", "--x"])
 def test_access_exits_where_the_page_does_not_grant_it(vmxlab, access, rights):
@@ -326,6 +328,7 @@ def test_violation_outside_64_bit_mode(vmxlab, mode):
 # --- L2's paging structures --------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @ACCESSES
 @pytest.mark.parametrize("level", [3, 2, 1])
 def test_walk_of_an_unmapped_paging_structure_is_a_read_of_its_entry(vmxlab, access, level):

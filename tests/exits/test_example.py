@@ -1,8 +1,11 @@
 """The example of the README."""
 
+import pytest
+
 from vmxlab import Case, ExitReason, IOBitmap
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_port_0x60_exits(vmxlab):
     bitmap = IOBitmap.passthrough_all()
     bitmap.set_intercept(0x60, True)

@@ -117,12 +117,14 @@ def test_a_clear_bit_lets_that_port_alone_through(vmxlab, edge):
     check(vmxlab, lambda port: port != edge, accesses)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_a_clear_bitmap_lets_every_port_through(vmxlab):
     """26.1.3: with "use I/O bitmaps" an access exits for a 1 bit, or for wrapping; here there is neither."""
     accesses = [access for access in reads_at(EDGES) if access.port + access.size <= 0x10000]
     assert exits_of(vmxlab, IOBitmap.passthrough_all(), accesses) == []
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize("is_in", [True, False], ids=["IN", "OUT"])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_full_bitmap_makes_every_access_exit(vmxlab, size, is_in):
@@ -131,6 +133,7 @@ def test_a_full_bitmap_makes_every_access_exit(vmxlab, size, is_in):
     check(vmxlab, lambda port: True, accesses)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     ("a", "b", "exiting"),
     [
@@ -171,12 +174,14 @@ def test_an_access_exits_if_any_covered_port_is_set(vmxlab, half, size):
     check(vmxlab, bits.__contains__, accesses)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize("bit", range(0x7FFB, 0x8005), ids=hex)
 def test_an_access_across_7fff_and_8000_uses_both_bitmaps(vmxlab, bit):
     """26.1.3: the bits of one access may lie at the end of A and at the start of B."""
     check(vmxlab, lambda port: port == bit, reads_at(range(0x7FFA, 0x8005)))
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     "access",
     [Access(0xFFFF, 2), Access(0xFFFD, 4), Access(0xFFFE, 4), Access(0xFFFF, 4, is_in=False)],

@@ -125,6 +125,7 @@ def check(vmxlab, bits: Collection[Bit], accesses: Iterable[Access]) -> None:
 # --- the four quadrants ------------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(("write", "high"), QUADRANTS, ids=QUADRANT_NAMES)
 @pytest.mark.parametrize("index", INDICES, ids=hex)
 def test_a_bit_is_for_one_msr_and_one_direction(vmxlab, write, high, index):
@@ -135,6 +136,7 @@ def test_a_bit_is_for_one_msr_and_one_direction(vmxlab, write, high, index):
     check(vmxlab, bits, accesses)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(("write", "high"), QUADRANTS, ids=QUADRANT_NAMES)
 @pytest.mark.parametrize("index", INDICES, ids=hex)
 def test_a_clear_bit_lets_one_msr_in_one_direction_through(vmxlab, write, high, index):
@@ -167,6 +169,7 @@ def test_a_neighbour_s_bit_does_not_count(vmxlab):
     check(vmxlab, bits, reads)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize("write", [False, True], ids=["RDMSR", "WRMSR"])
 def test_msrs_outside_the_ranges_always_exit(vmxlab, write):
     """26.1.3: ECX neither in 0 to 1FFFH nor in C0000000H to C0001FFFH exits, whatever the bitmaps say."""
@@ -266,6 +269,7 @@ def test_an_msr_that_is_not_intercepted_is_written_and_read(vmxlab, msr):
     assert run.outcome("wrmsr").ok
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     ("msr", "field"),
     [

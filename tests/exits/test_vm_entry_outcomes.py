@@ -43,6 +43,7 @@ def test_vm_entry_without_a_current_vmcs_fails_invalid(vmxlab):
     assert fails_invalid(run.outcome("vmresume"))
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmlaunch_of_a_launched_vmcs_fails(vmxlab):
     """Vol. 3C, 27.1 and 31.3, VMLAUNCH: VMfail(4) where the launch state is not clear; VMRESUME goes on."""
     run = steps(vmxlab, *READY, Enter(), Enter(go_on=True), Enter(resume=True))
@@ -94,6 +95,7 @@ def invalid_controls(vmxlab) -> dict[str, dict[Field, int]]:
     }
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vm_entry_with_invalid_controls_fails(vmxlab):
     """Vol. 3C, 27.2.1: each bad control field is VMfail(7); L2 does not run, the VMCS stays clear."""
     for name, fields in invalid_controls(vmxlab).items():
@@ -128,6 +130,7 @@ def invalid_host_state(vmxlab) -> dict[str, dict[Field, int]]:
     }
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vm_entry_with_invalid_host_state_fails(vmxlab):
     """Vol. 3C, 27.2.2 to 27.2.4: each bad host-state field is VMfail(8), and L2 does not run."""
     states = invalid_host_state(vmxlab)
@@ -163,6 +166,7 @@ INVALID_GUEST_STATE = {
 }
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     "fields", INVALID_GUEST_STATE.values(), ids=[name.replace(" ", "-") for name in INVALID_GUEST_STATE]
 )
@@ -225,6 +229,7 @@ def test_a_vm_entry_failure_changes_neither_guest_state_nor_injection(vmxlab):
     assert fails_valid(run.outcomes[-1], Error.VMRESUME_NON_LAUNCHED_VMCS)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_loading_an_invalid_msr_fails_the_entry_with_its_number(vmxlab):
     """Vol. 3C, 27.4 and 27.8: reason 34 with bit 31; the qualification is the entry's number, from 1."""
     entry = int(Msr.IA32_SYSENTER_CS).to_bytes(4, "little") + bytes(12)

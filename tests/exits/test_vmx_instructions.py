@@ -81,6 +81,7 @@ def revision(vmxlab) -> int:
 # --- VMXON -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmxon_succeeds_and_leaves_no_current_vmcs(vmxlab):
     """Vol. 3C, 31.3, VMXON: VMsucceed; the current-VMCS pointer is set to all ones."""
     pointer = last(vmxlab, Vmxon(), Vmptrst())
@@ -88,6 +89,7 @@ def test_vmxon_succeeds_and_leaves_no_current_vmcs(vmxlab):
     assert pointer.value == NO_VMCS
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmxon_with_a_wrong_revision_identifier_fails_invalid(vmxlab):
     """Vol. 3C, 31.3, VMXON: VMfailInvalid unless bits 30:0 of the region are the processor's identifier."""
     for bit in (0, 15, 30):
@@ -125,6 +127,7 @@ def test_a_second_vmxon_fails_by_whether_there_is_a_current_vmcs(vmxlab):
     assert fails_valid(last(vmxlab, *WITH_VMCS, Vmxon()), Error.VMXON_IN_VMX_ROOT_OPERATION)
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmxon_without_cr4_vmxe_is_undefined(vmxlab):
     """Vol. 3C, 24.7 and 31.3, VMXON: #UD while CR4.VMXE is 0."""
     assert faults(last(vmxlab, SetCr4(CR4.PAE), Vmxon()), Vector.UD)
@@ -182,6 +185,7 @@ def test_vmx_instructions_outside_vmx_operation_are_undefined(vmxlab, before):
 # --- VMPTRLD, VMCLEAR, VMPTRST -----------------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmptrst_gives_back_what_vmptrld_loaded(vmxlab):
     """Vol. 3C, 31.3, VMPTRST: the current-VMCS pointer is stored; VMCLEAR of that VMCS makes it all ones."""
     other = FREE_PAGES
@@ -290,6 +294,7 @@ UNSUPPORTED = {
 }
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     "encoding", UNSUPPORTED.values(), ids=[name.replace(" ", "-") for name in UNSUPPORTED]
 )
@@ -392,6 +397,7 @@ def test_every_field_keeps_what_is_written_to_it(vmxlab, pattern):
 # --- VMXOFF, VMCALL, INVEPT, INVVPID -----------------------------------------------------------------------
 
 
+@pytest.mark.vmx_also_on("kvm-in-bochs")
 def test_vmxoff_leaves_vmx_operation_and_vmxon_enters_it_again(vmxlab):
     """Vol. 3C, 31.3, VMXOFF: VMsucceed; what follows is #UD until the next VMXON."""
     run = steps(vmxlab, Vmxon(), Vmxoff(), Vmxoff(go_on=True), Vmxon(), Vmptrst(), Vmxoff())

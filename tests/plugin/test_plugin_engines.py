@@ -114,7 +114,7 @@ def differences(monkeypatch):
     """Known differences by name."""
 
     def known(engine, versions):
-        return KnownDifference(engine, versions, "Vol. 3C, 99.9", "it does this", "it does that")
+        return KnownDifference({engine: versions}, "Vol. 3C, 99.9", "it does this", "it does that")
 
     made = {
         "here": known("bochs", r"\d"),

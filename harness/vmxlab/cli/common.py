@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vmxlab.engines.choose import AUTO, ENGINES
+from vmxlab.engines.choose import AUTO, AUTO_KVM, ENGINES
 from vmxlab.errors import LogError
 
 if TYPE_CHECKING:
@@ -67,10 +67,11 @@ def engine_options(command: _F) -> _F:
     """--engine and --model."""
     engine = click.option(
         "--engine",
-        type=click.Choice([AUTO, *ENGINES]),
+        type=click.Choice([AUTO, AUTO_KVM, *ENGINES]),
         default=AUTO,
         show_default=True,
-        help="What runs it. auto takes kvm where nested VMX is proven, else bochs.",
+        help="What runs it. auto takes kvm where nested VMX is proven, else bochs; "
+        "auto-kvm else kvm-in-bochs.",
     )
     model = click.option("--model", metavar="MODEL", help="Processor model; 'vmxlab doctor' lists them.")
     return engine(model(command))
@@ -94,7 +95,9 @@ def open_lab(engine: str, model: str | None, log_dir: Path | None, *, command: s
     """The lab of a command; leaving it stops its machine. Raises EngineUnavailable, LogError."""
     from vmxlab.console.lab import Lab
 
-    return Lab(engine, model=model, log_dir=log_dir or new_log_dir(command))
+    lab = Lab(engine, model=model, log_dir=log_dir or new_log_dir(command))
+    lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
+    return lab
 
 
 def new_log_dir(command: str, parent: Path = LOG_DIR) -> Path:

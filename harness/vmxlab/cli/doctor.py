@@ -62,7 +62,7 @@ def doctor(as_json: bool) -> int:
     Exit status 0 if an engine with VMX runs here, else 3.
     """
     findings = [_look_at(kind()) for kind in ENGINES.values()]
-    parts = [_monitor(), _assembler()]
+    parts = [_monitor(), _assembler(), _carrier()]
     engines, others = _engine_table(findings), _part_table(parts)
     ready = [f.engine.name for f in findings if f.state.ok and f.engine.has_vmx()]
     if as_json:
@@ -132,6 +132,17 @@ def _monitor() -> _Part:
     except VmxlabError as error:
         return _Part("monitor", False, error.message, error.advice)
     return _Part("monitor", True, f"built, {len(monitor.code)} bytes")
+
+
+def _carrier() -> _Part:
+    from vmxlab.engines.carrier.image import carrier_availability
+
+    state = carrier_availability()
+    if not state.ok:
+        return _Part("carrier", False, state.problem or "can't be built here", state.advice)
+    if state.version is None:
+        return _Part("carrier", False, "not built yet", "kvm-in-bochs builds it when needed: vmxlab carrier")
+    return _Part("carrier", True, state.version)
 
 
 def _assembler() -> _Part:

@@ -92,14 +92,21 @@ def run(
             runs.append((result, _code(case)))
             if output is not None:
                 _show(output, *runs[-1])
+        entries = lab.nested_entries()
     broken = _broken_lines(run for run, _ in runs)
     if output is None:
         shown = [run_json(run, code) for run, code in runs]
         write_json(
-            {**head, "runs": shown, "broken_lines": broken, "summary": summary([run for run, _ in runs])}
+            {
+                **head,
+                "runs": shown,
+                "nested_entries": entries,
+                "broken_lines": broken,
+                "summary": summary([run for run, _ in runs]),
+            }
         )
     else:
-        _finish(output, [run for run, _ in runs], broken)
+        _finish(output, [run for run, _ in runs], broken, entries)
     return max((_STATUS_OF.get(run.verdict, Status.PASS) for run, _ in runs), default=Status.PASS)
 
 
@@ -195,11 +202,13 @@ def _show(output: Output, run: Run, code: Code | None) -> None:
     output.line()
 
 
-def _finish(output: Output, runs: Sequence[Run], broken: Sequence[str]) -> None:
+def _finish(output: Output, runs: Sequence[Run], broken: Sequence[str], entries: int | None) -> None:
     for line in broken:
         output.line(f"broken line in the serial log: {line}", "bold red")
     if len(runs) > 1:
         output.line(summary(runs), "bold")
+    if entries is not None:
+        output.line(f"KVM counted {entries} VM entries of the monitor")
     for path in dict.fromkeys(run.log_path for run in runs if run.log_path is not None):
         output.line(f"log  {path}")
 

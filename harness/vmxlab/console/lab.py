@@ -6,6 +6,7 @@ that no case takes the next one down. It is what the pytest fixture `vmxlab` is,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ class Lab:
         self._info: EngineInfo | None = None
         self._width = 52
         self._has_vmx: bool | None = None
+        self._entries_of_past_machines: int | None = None
 
     # --- what it runs on -------------------------------------------------------------------------------
 
@@ -121,6 +123,19 @@ class Lab:
     def log_path(self) -> Path | None:
         """The serial log of the machine that is up."""
         return self._session.log.path if self._session else None
+
+    def nested_entries(self) -> int | None:
+        """How many VM entries of L1 the engine has counted so far: a witness that is not the monitor.
+
+        None where the engine counts none. What a machine counted that died with its QEMU is lost.
+        """
+        past, machine = self._entries_of_past_machines, self._machine
+        if machine is None:
+            return past
+        with contextlib.suppress(MachineError):
+            now = machine.nested_entries()
+            past = past if now is None else (past or 0) + now
+        return past
 
     # --- running ---------------------------------------------------------------------------------------
 
@@ -273,6 +288,7 @@ class Lab:
             self._machine.pause()
 
     def _down(self) -> None:
+        self._entries_of_past_machines = self.nested_entries()
         session, self._session = self._session, None
         machine, self._machine = self._machine, None
         self._frame = None
@@ -284,6 +300,7 @@ class Lab:
     def close(self) -> None:
         """Stop the machine; nothing of it stays behind but the logs in `log_dir`."""
         self._down()
+        self._engine.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 

@@ -16,14 +16,14 @@ import signal
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from vmxlab import errors
-from vmxlab.engines.process import Child
+from vmxlab.engines.process import Process
 from vmxlab.engines.streams import hang_up, peer_is_gone
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Machine(ABC):
     acknowledged: a reader that also writes sets TCP_QUICKACK after each read, or waits 40 ms for an answer.
     """
 
-    def __init__(self, info: EngineInfo, child: Child, serial: socket.socket, engine_log: Path) -> None:
+    def __init__(self, info: EngineInfo, child: Process, serial: socket.socket, engine_log: Path) -> None:
         self.info = info
         self.serial = serial
         self.engine_log = engine_log
@@ -171,6 +171,13 @@ class Machine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def nested_entries(self) -> int | None:
+        """How many VM entries of L1 the engine has counted in this machine; None where it counts none.
+
+        A paused machine runs on after it.
+        """
+        return None
 
     # --- end -------------------------------------------------------------------------------------------
 
@@ -279,6 +286,15 @@ class Engine(ABC):
 
         Raises ImageError for a file that is no image.
         """
+
+    def prepare(self, tell: Callable[[str], None] | None = None) -> None:  # noqa: B027  (most need nothing)
+        """Make what machines of this engine need, where that takes long; `open` does it too, if need be.
+
+        `tell` is called with what is being done, for a person who waits. Raises EngineUnavailable.
+        """
+
+    def close(self) -> None:  # noqa: B027  (most keep nothing)
+        """End what was kept between machines. May be called again; `open` works after it, too."""
 
     def require(self) -> None:
         """Raise EngineUnavailable, with what is missing, if this engine can't run here."""

@@ -37,6 +37,11 @@ _DISPLAY_PLUGIN = "libbx_term_gui.so"
 _WATCH_STEP_S = 0.1
 
 
+def find_bochs(engine: str) -> Path:
+    """The emulator's program. Raises EngineUnavailable, which says how to get it."""
+    return find_program(_PROGRAMS, engine=engine, packages=_PACKAGES)
+
+
 class AbortWatch(threading.Thread):
     """Watches a log of Bochs for a VMX abort, as long as its process lives.
 
@@ -177,7 +182,7 @@ class BochsEngine(Engine):
             undo.callback(child.kill)
             serial = self._connected(listener, child, files, start_deadline_s)
             undo.callback(serial.close)
-            info = EngineInfo(self.name, _version_in(files.log), model, why)
+            info = EngineInfo(self.name, bochs_version(files.log), model, why)
             machine = BochsMachine(info, child, serial, files, watch)
             undo.pop_all()
         listener.close()
@@ -196,7 +201,7 @@ class BochsEngine(Engine):
         return f"echo c | TERM=dumb {shlex.join([_PROGRAMS[0], '-q', '-f', '/dev/null', *lines])}"
 
     def _program(self) -> Path:
-        return find_program(_PROGRAMS, engine=self.name, packages=_PACKAGES)
+        return find_bochs(self.name)
 
     def _checked_model(self, program: Path, model: str | None) -> str:
         model = model or self.default_model
@@ -260,7 +265,8 @@ class _Listing:
         return cls(version[1], models, Path(plugins[1]) if plugins else None)
 
 
-def _version_in(log: Path) -> str:
+def bochs_version(log: Path) -> str:
+    """The version that a log of Bochs begins with."""
     with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as file:
         found = _VERSION.search(file.read(4096))
         if found is not None:

@@ -6,6 +6,7 @@ Bochs user manual, "The configuration file bochsrc".
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vmxlab import errors
 from vmxlab.engines.rom import RomImage
@@ -37,12 +38,21 @@ _PLUGINS_OFF = ("speaker", "biosdev", "parallel", "gameport", "extfpuirq")
 
 
 def settings(
-    rom: RomImage, *, com1: str, model: str, memory_mb: int, log_name: str, extra: Sequence[str] = ()
+    rom: RomImage,
+    *,
+    com1: str,
+    model: str,
+    memory_mb: int,
+    log_name: str,
+    ips: int = IPS,
+    ignore_bad_msrs: bool = False,
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """The lines of the bochsrc for one machine; Bochs takes each as an argument, too.
 
     `com1` says where the serial line goes ("mode=file, dev=serial.txt"), `log_name` is a plain file name in
-    the directory where Bochs runs. Raises ImageError for a path that a bochsrc can't carry.
+    the directory where Bochs runs. `ignore_bad_msrs`: an MSR that Bochs has not got reads as 0, without #GP.
+    Raises ImageError for a path that a bochsrc can't carry.
     """
     return [
         "config_interface: textconfig",
@@ -50,11 +60,12 @@ def settings(
         # `rfb` would do too, but listens on all addresses of the host.
         "display_library: term",
         f"memory: guest={memory_mb}, host={memory_mb}",
-        f"romimage: file={_quoted(rom)}, address={rom.address:#x}",
+        f"romimage: file={quoted(rom.path)}, address={rom.address:#x}",
         # No VGA BIOS: the image brings no firmware that would call it. No VBE: its frame buffer costs 10 ms.
         "vga: extension=none, update_freq=1",
         "pci: enabled=0",
-        f"cpu: model={model}, count=1, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=0",
+        f"cpu: model={model}, count=1, ips={ips}, reset_on_triple_fault=0, "
+        f"ignore_bad_msrs={int(ignore_bad_msrs)}",
         # Emulated time follows instructions alone, and starts at one date: the same image runs the same way.
         "clock: sync=none, time0=946684800",
         f"com1: enabled=1, {com1}",
@@ -69,8 +80,9 @@ def settings(
     ]
 
 
-def _quoted(rom: RomImage) -> str:
-    path = str(rom.path)
+def quoted(path: Path | str) -> str:
+    """A path as a bochsrc takes it. Raises ImageError for one that it can't carry."""
+    path = str(path)
     # Bochs ends a string at the quote, a line at its end, and expands $NAME.
     bad = sorted(set(path) & set('"$\n\r'))
     if bad:

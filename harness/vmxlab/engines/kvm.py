@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,12 @@ from vmxlab import errors
 from vmxlab.engines import nested
 from vmxlab.engines.base import Availability
 from vmxlab.engines.qemu import QemuEngine, QemuMachine
+
+
+def kvm_cpu_argument(base: str, features: Sequence[str]) -> str:
+    """The value of -cpu under KVM. `enforce` makes QEMU end where the host lacks a feature."""
+    # The last word counts: a switch of the caller comes after ours.
+    return ",".join((base, "+vmx", "enforce", *features))
 
 
 class KvmEngine(QemuEngine):
@@ -28,7 +35,12 @@ class KvmEngine(QemuEngine):
         found = nested.probe(self._host)
         if not found.ok:
             return Availability(False, problem=found.message, advice=found.advice)
-        return super().availability()
+        program = super().availability()
+        return Availability(True, self.known_version()) if program.ok else program
+
+    def known_version(self) -> str:
+        """Linux's release and QEMU's version: the first is what implements VMX here."""
+        return f"linux-{os.uname().release}+qemu-{super().availability().version}"
 
     def models(self) -> tuple[str, ...]:
         """Only the host's own: its vmx-* switches make poorer ones ("host,vmx-ept=off")."""
@@ -39,9 +51,8 @@ class KvmEngine(QemuEngine):
         return "-vmx" not in (model or "").split(",")
 
     def cpu_argument(self, base: str, features: Sequence[str]) -> str:
-        """See `QemuEngine.cpu_argument`. `enforce` makes QEMU end where the host lacks a feature."""
-        # The last word counts: a switch of the caller comes after ours.
-        return ",".join((base, "+vmx", "enforce", *features))
+        """See `QemuEngine.cpu_argument`."""
+        return kvm_cpu_argument(base, features)
 
     def open(
         self,

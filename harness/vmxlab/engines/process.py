@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Protocol
 
 from vmxlab import errors
 from vmxlab.engines.logs import log_error
@@ -37,6 +38,28 @@ _ASK_S = 20.0
 # The harness may die between the fork and the request for the signal: then the parent is another one already,
 # and the program does not run at all. $0 is the harness's pid.
 _ONLY_WITH_PARENT = 'test "$PPID" = "$0" && exec "$@"'
+
+
+class Process(Protocol):
+    """What a machine needs of the process that runs it."""
+
+    command: tuple[str, ...]
+    pid: int
+
+    def poll(self) -> int | None:
+        """Exit status; minus the signal's number if one ended it; None while it runs."""
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end, at most so long. As `poll`."""
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal. False if it had ended."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def close(self) -> None:
+        """Give back what is held for it."""
 
 
 class Child:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from vmxlab import errors
 from vmxlab.engines import logs
 from vmxlab.engines.base import Availability, Engine, EngineInfo, Machine, MachineEnd
-from vmxlab.engines.process import Child, ask, find_program, spawn
+from vmxlab.engines.process import Process, ask, find_program, spawn
 from vmxlab.engines.rom import RomImage
 
 if TYPE_CHECKING:
@@ -31,22 +31,44 @@ if TYPE_CHECKING:
 PROGRAM = "qemu-system-x86_64"
 PACKAGES = "qemu-system-x86"
 
+UNKNOWN_VERSION = "?"
+
+# It starts paused, and turns every end of the guest into a pause with the registers kept.
+START_PAUSED = ("-S", "-action", "reboot=shutdown,shutdown=pause,panic=pause")
+
+# Virtio devices by registers in memory, no PCI; it starts faster than a PC, and no case needs more. The
+# keyboard controller is what resets it.
+MACHINE = ("-M", "microvm", "-device", "i8042")
+
+# The chardev `serial` as a virtio port that the monitor knows by its name (guest/lib/virtio_console.h). A
+# virtserialport, as a virtconsole throws output away while its backend is full. Without ioeventfd a
+# notification is handled before the guest's store returns: what was said before a machine dies is out.
+VIRTIO_SERIAL = (
+    *("-global", "virtio-mmio.force-legacy=false", "-global", "virtio-mmio.ioeventfd=off"),
+    *("-device", "virtio-serial-device"),
+    *("-device", "virtserialport,chardev=serial,nr=1,name=vmxlab"),
+)
+
+# A machine that hangs must not hold up those who only want to know a number.
+_WITNESS_S = 3.0
+
 _SERIAL_BUFFER_BYTES = 4 << 20
 
 _FEATURE = re.compile(r"[+-]?[A-Za-z0-9_.-]+(=[A-Za-z0-9_.-]+)?")
 
 # States of `query-status` in which the machine can't go on; the others are a pause that someone asked for.
-_DEAD_STATES = frozenset({"internal-error", "io-error", "guest-panicked", "shutdown"})
+DEAD_STATES = frozenset({"internal-error", "io-error", "guest-panicked", "shutdown"})
 
 
 class QemuMachine(Machine):
     """A running QEMU, with QMP."""
 
-    def __init__(self, info: EngineInfo, child: Child, serial: socket.socket, files: logs.LogFiles) -> None:
+    def __init__(self, info: EngineInfo, child: Process, serial: socket.socket, files: logs.LogFiles) -> None:
         super().__init__(info, child, serial, files.log)
         self._files = files
         self._monitor: Qmp | None = None
         self._dumps = 0
+        self._entries_before = 0
 
     def qmp(self) -> Qmp | None:
         """The QMP connection. It answers also when the processor is dead, but not while paused."""
@@ -62,12 +84,12 @@ class QemuMachine(Machine):
         super().resume()
         self._tell_monitor()
 
-    def query_stats(self) -> dict[str, int]:
+    def query_stats(self, *, timeout_s: float | None = None) -> dict[str, int]:
         """The accelerator's counters of the processor: under KVM `nested_run`, `exits`, `io_exits`, ...
 
         They witness that L2 ran. Empty under TCG. Histograms are left out. Raises as `Qmp.execute`.
         """
-        answer = self._live_monitor().execute("query-stats", {"target": "vcpu"})
+        answer = self._live_monitor().execute("query-stats", {"target": "vcpu"}, timeout_s=timeout_s)
         return {
             stat["name"]: int(stat["value"])
             for provider in answer
@@ -75,16 +97,25 @@ class QemuMachine(Machine):
             if isinstance(stat["value"], int)
         }
 
+    def nested_entries(self) -> int | None:
+        """See `Machine.nested_entries`: KVM's counter `nested_run`. Raises as `Qmp.execute`."""
+        self.resume()
+        count = self.query_stats(timeout_s=_WITNESS_S).get("nested_run")
+        return None if count is None else count - self._entries_before
+
     def registers(self) -> str:
         """The processor's registers, as QEMU's monitor prints them. Raises as `Qmp.execute`."""
         return self._live_monitor().human("info registers")
 
     def save_memory(self, address: int, length: int) -> Path:
         """Write guest-physical memory, in bytes, to a file in the log directory. Raises as `Qmp.execute`."""
-        self._dumps += 1
-        path = self.log_dir / f"{self._files.stem}-{address:#x}-{self._dumps}.mem"
+        path = self._dump_path(address)
         self._live_monitor().execute("pmemsave", {"val": address, "size": length, "filename": str(path)})
         return path
+
+    def _dump_path(self, address: int) -> Path:
+        self._dumps += 1
+        return self.log_dir / f"{self._files.stem}-{address:#x}-{self._dumps}.mem"
 
     def reset(self) -> None:
         """Restart the image in the same process. Memory keeps what it holds.
@@ -95,15 +126,7 @@ class QemuMachine(Machine):
             raise errors.MachineDied(
                 f"{self.info.title()} {self.end().value}: it can't be reset", advice="open another machine"
             ).locate(engine=self.info.title(), log_path=self.engine_log)
-        monitor = self._live_monitor()
-        # The action that turns a guest's reset into an end takes ours for one, too.
-        monitor.execute("set-action", {"reboot": "reset"})
-        try:
-            before = len(monitor.events)
-            monitor.execute("system_reset")
-            monitor.wait_event("RESET", since=before)
-        finally:
-            monitor.execute("set-action", {"reboot": "shutdown"})
+        reset(self._live_monitor())
 
     # --- start -----------------------------------------------------------------------------------------
 
@@ -111,7 +134,8 @@ class QemuMachine(Machine):
         """Take the QMP connection and let the machine run. For `QemuEngine.open`."""
         self._monitor = monitor
         monitor.connect(deadline_s)
-        self.info = dataclasses.replace(self.info, version=monitor.version)
+        if self.info.version == UNKNOWN_VERSION:
+            self.info = dataclasses.replace(self.info, version=monitor.version)
         monitor.title = self.info.title()
         # The guest may end QEMU before the answer is out: then this machine ran, and its end tells.
         with contextlib.suppress(errors.MachineDied):
@@ -123,7 +147,7 @@ class QemuMachine(Machine):
             self._die(self._shutdown_cause(str(event.data.get("reason", ""))))
         elif event.name == "GUEST_PANICKED":
             self._die(MachineEnd.PANIC)
-        elif event.name == "STOP" and event.data.get("status") in _DEAD_STATES:
+        elif event.name == "STOP" and event.data.get("status") in DEAD_STATES:
             self._die(MachineEnd.ENGINE_ERROR)
 
     def _shutdown_cause(self, reason: str) -> MachineEnd:
@@ -186,6 +210,18 @@ class QemuMachine(Machine):
             self._monitor.close()
 
 
+def reset(monitor: Qmp) -> None:
+    """Reset the machine behind a QMP connection. Raises as `Qmp.execute`."""
+    # The action that turns a guest's reset into an end takes ours for one, too.
+    monitor.execute("set-action", {"reboot": "reset"})
+    try:
+        before = len(monitor.events)
+        monitor.execute("system_reset")
+        monitor.wait_event("RESET", since=before)
+    finally:
+        monitor.execute("set-action", {"reboot": "shutdown"})
+
+
 class QemuEngine(Engine):
     """QEMU with one accelerator. There is only ever one on the command line: two mean a silent fallback."""
 
@@ -198,6 +234,10 @@ class QemuEngine(Engine):
         except errors.EngineUnavailable as error:
             return Availability(False, problem=error.message, advice=error.advice)
         return Availability(True, version)
+
+    def known_version(self) -> str:
+        """The version in reports, where it is known before QEMU runs; else QMP tells it."""
+        return UNKNOWN_VERSION
 
     @abstractmethod
     def cpu_argument(self, base: str, features: Sequence[str]) -> str:
@@ -215,7 +255,7 @@ class QemuEngine(Engine):
         return [
             *("-nodefaults", "-no-user-config"),
             *("-display", "none", "-vga", "none", "-monitor", "none"),
-            *("-M", "q35", "-m", str(memory_mb)),
+            *(*MACHINE, "-m", str(memory_mb)),
             *("-accel", self.accelerator, "-cpu", self.cpu_argument(base, features)),
             *("-bios", str(rom.path)),
         ]
@@ -246,9 +286,9 @@ class QemuEngine(Engine):
             # It runs in the log directory: a plain name for -D, which takes a "%" in a path for its own.
             command = [
                 *(str(program), *arguments),
-                *("-chardev", f"socket,id=serial,fd={serial_end.fileno()}", "-serial", "chardev:serial"),
+                *("-chardev", f"socket,id=serial,fd={serial_end.fileno()}", *VIRTIO_SERIAL),
                 *("-chardev", f"socket,id=qmp,fd={control_end.fileno()}", "-mon", "chardev=qmp,mode=control"),
-                *("-S", "-action", "reboot=shutdown,shutdown=pause,panic=pause"),
+                *START_PAUSED,
                 *("-d", "guest_errors,cpu_reset", "-D", files.log.name),
                 *extra,
             ]
@@ -258,7 +298,7 @@ class QemuEngine(Engine):
             undo.callback(child.kill)
             serial_end.close()
             control_end.close()
-            info = EngineInfo(self.name, "?", model, why)
+            info = EngineInfo(self.name, self.known_version(), model, why)
             machine = self._connected(QemuMachine(info, child, serial, files), control, start_deadline_s)
             undo.pop_all()
         return machine

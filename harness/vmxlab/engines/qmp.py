@@ -85,6 +85,11 @@ class Qmp:
         """Wait for the greeting and negotiate. After it `version` is the emulator's."""
         self._call("the greeting", self._connect(), timeout_s)
 
+    def listen(self, on_event: Callable[[QmpEvent], None]) -> None:
+        """Show the events from now on to another callback."""
+        with self._news:
+            self._on_event = on_event
+
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float | None = None
     ) -> Any:
