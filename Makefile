@@ -20,7 +20,7 @@ run: guest ## boot a first case and show what it did
 	$(Q).venv/bin/vmxlab run $(ARGS)
 
 test: guest ## the whole suite
-	$(Q).venv/bin/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
 
 test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
 	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine auto-kvm tests/exits $(ARGS)

@@ -158,23 +158,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ]
     metafunc.parametrize(
         _FIXTURE,
-        [about.name for about in described] + [_marked(metafunc.config, about) for about in more],
+        [about.name for about in described] + [_marked(about) for about in more],
         ids=[about.test_id for about in (*described, *more)],
         indirect=True,
         scope="session",
     )
 
 
-def _marked(config: pytest.Config, about: _Described) -> Any:
-    """The parameter for an engine that a marker names.
-
-    Starting it may take long: with pytest-xdist's `--dist loadgroup` one worker does it for all.
-    """
-    marks = []
-    if about.problem is not None:
-        marks.append(pytest.mark.skip(reason=about.problem))
-    if config.pluginmanager.hasplugin("xdist"):
-        marks.append(pytest.mark.xdist_group(about.name))
+def _marked(about: _Described) -> Any:
+    """The parameter for an engine that a marker names."""
+    marks = [] if about.problem is None else [pytest.mark.skip(reason=about.problem)]
     return pytest.param(about.name, marks=marks)
 
 

@@ -44,7 +44,8 @@ def test_run_all(vmxlab):
 
 def test_engine_that_does_not_exist_is_a_usage_error(suite):
     suite.write("def test_it(vmxlab): pass")
-    assert_usage_error(suite.run(engine="nonsense"), "'nonsense'", "auto, kvm, bochs, tcg")
+    names = "auto, auto-kvm, kvm, bochs, kvm-in-bochs, tcg"
+    assert_usage_error(suite.run(engine="nonsense"), "'nonsense'", names)
     assert_usage_error(suite.run(engine="bochs,nonsense"), "'nonsense'")
     assert suite.log_folders() == []
 
@@ -107,6 +108,40 @@ def test_there(vmxlab): vmxlab.run(Case())
     assert skips
     for line in skips:
         assert "the processor lacks ENABLE_EPT (IA32_VMX_PROCBASED_CTLS2[33] is 0)" in line
+
+
+ALSO_ON_TCG = """
+@pytest.mark.vmx_also_on("tcg")
+def test_it(vmxlab): assert vmxlab.engine in {"bochs", "tcg"}
+def test_other(vmxlab): assert vmxlab.engine in {"bochs", "tcg"}
+"""
+
+
+def test_marker_runs_a_test_on_one_more_engine(suite):
+    suite.write(ALSO_ON_TCG)
+    result = suite.run("-v", "--strict-markers", engine="bochs")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines_random(
+        ["*::test_it[[]bochs-*", "*::test_it[[]tcg-*-max[]]*", "*::test_other[[]bochs-*"]
+    )
+
+
+def test_marker_adds_no_engine_that_the_session_has(suite):
+    suite.write(ALSO_ON_TCG)
+    suite.run("--strict-markers", engine="bochs,tcg").assert_outcomes(passed=4)
+
+
+def test_marker_with_an_engine_that_can_not_run_is_a_skip_with_the_reason(suite, monkeypatch):
+    monkeypatch.setattr(
+        KvmEngine, "availability", lambda self: Availability(False, problem="not on this host")
+    )
+    suite.write("""
+@pytest.mark.vmx_also_on("kvm")
+def test_it(vmxlab): assert vmxlab.engine == "bochs"
+""")
+    result = suite.run("-rs", "--strict-markers", engine="bochs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*engine kvm: not on this host*"])
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class CarrierMachine(QemuMachine):
         self._monitor = monitor
         monitor.title = self.info.title()
         monitor.listen(self.note)
-        self._entries_before = self.query_stats().get("nested_run", 0)
+        self._entries_before = self.query_stats("nested_run").get("nested_run", 0)
         monitor.execute("cont")
 
     def save_memory(self, address: int, length: int) -> Path:
@@ -247,8 +247,7 @@ class KvmInBochsEngine(QemuEngine):
         if monitor is None or qemu.poll() is not None:
             raise errors.MachineDied("QEMU has ended")
         monitor.suspended = False
-        monitor.execute("stop")
-        status = monitor.execute("query-status")["status"]
+        status = _stopped(monitor)
         if status in DEAD_STATES - {"shutdown", "guest-panicked"}:
             raise errors.MachineDied(f"QEMU says {status}: KVM may have given the machine up")
         serial = carrier.renew_serial()
@@ -287,3 +286,13 @@ class KvmInBochsEngine(QemuEngine):
                 advice="does it refuse a switch of the model? The log is the console of the carrier's Linux",
             ).locate(engine=self.name, log_path=carrier.console) from error
         return machine
+
+
+def _stopped(monitor: Qmp) -> str:
+    """Stop the machine, if it runs, and say how QEMU calls its state. Raises as `Qmp.execute`."""
+    changes = [event for event in monitor.events if event.name in {"STOP", "RESUME"}]
+    if not changes or changes[-1].name == "RESUME":
+        before = len(monitor.events)
+        monitor.execute("stop")
+        changes.append(monitor.wait_event("STOP", since=before))
+    return str(changes[-1].data.get("status", "unknown"))

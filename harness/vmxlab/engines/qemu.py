@@ -84,12 +84,15 @@ class QemuMachine(Machine):
         super().resume()
         self._tell_monitor()
 
-    def query_stats(self, *, timeout_s: float | None = None) -> dict[str, int]:
-        """The accelerator's counters of the processor: under KVM `nested_run`, `exits`, `io_exits`, ...
+    def query_stats(self, *names: str, timeout_s: float | None = None) -> dict[str, int]:
+        """The accelerator's counters of the processor, all or these: `nested_run`, `exits`, `io_exits`, ...
 
         They witness that L2 ran. Empty under TCG. Histograms are left out. Raises as `Qmp.execute`.
         """
-        answer = self._live_monitor().execute("query-stats", {"target": "vcpu"}, timeout_s=timeout_s)
+        wanted: dict[str, object] = {"target": "vcpu"}
+        if names:
+            wanted["providers"] = [{"provider": "kvm", "names": list(names)}]
+        answer = self._live_monitor().execute("query-stats", wanted, timeout_s=timeout_s)
         return {
             stat["name"]: int(stat["value"])
             for provider in answer
@@ -100,7 +103,7 @@ class QemuMachine(Machine):
     def nested_entries(self) -> int | None:
         """See `Machine.nested_entries`: KVM's counter `nested_run`. Raises as `Qmp.execute`."""
         self.resume()
-        count = self.query_stats(timeout_s=_WITNESS_S).get("nested_run")
+        count = self.query_stats("nested_run", timeout_s=_WITNESS_S).get("nested_run")
         return None if count is None else count - self._entries_before
 
     def registers(self) -> str:

@@ -44,7 +44,7 @@ def test_kernel_start_info_and_initramfs_lie_where_the_stub_is_told(mirror, cach
     assert initramfs.rstrip(b"\0").endswith(b"TRAILER!!!")
     assert len(memory) % 4096 == 0
     assert (image.linux, image.release, image.qemu) == ("6.1.99", RELEASE, "7.2.22")
-    assert told[-1] == "built the carrier: Linux 6.1.99, QEMU 7.2.22"
+    assert told[-1] == "built the carrier: linux-6.1.99+qemu-7.2.22"
 
 
 def test_the_initramfs_has_init_modules_qemu_and_the_libraries_it_needs(mirror, cache, binaries):

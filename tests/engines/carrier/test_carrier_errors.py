@@ -200,7 +200,7 @@ def test_availability_builds_nothing_and_knows_what_is_built(mirror, cache, monk
     monkeypatch.setenv("PATH", "")  # what is built does not need apt any more
     for parts in (PARTS, None):
         state = carrier_availability(parts, cache=cache)
-        assert (state.ok, state.version) == (True, "Linux 6.1.99, QEMU 7.2.22")
+        assert (state.ok, state.version) == (True, "linux-6.1.99+qemu-7.2.22")
     assert not carrier_availability(CarrierParts(PARTS.reset_stub, b"new"), cache=cache).ok
     assert mirror.calls == []
 
