@@ -59,6 +59,20 @@ trap_common:
 	add	$16, %rsp               /* vector and error code */
 	iretq
 
+/* void nmi_unblock(void): an IRET to its caller (SDM Vol. 3A, 6.7.1). */
+	.globl	nmi_unblock
+nmi_unblock:
+	pop	%rax
+	mov	%rsp, %rdx
+	mov	%ss, %ecx
+	push	%rcx
+	push	%rdx
+	pushfq
+	mov	%cs, %ecx
+	push	%rcx
+	push	%rax
+	iretq
+
 /* int recovery_set(struct recovery *): returns 0, and 1 once more for each recovery_go. */
 	.globl	recovery_set
 recovery_set:

@@ -18,6 +18,9 @@ struct trap_frame {
 /* Makes the IDT and loads it. */
 void traps_init(void);
 
+/* Ends the blocking of NMIs, which a case may leave behind. */
+void nmi_unblock(void);
+
 /* Loads IDTR again, whatever a VM exit put there. */
 void traps_reload(void);
 

@@ -432,6 +432,7 @@ void script_run(const struct script *script)
 {
 	struct reader reader = {script->bytes, script->bytes + script->length, false};
 	struct recovery recovery, *outer = trap_recovery;
+	nmi_unblock();
 	exits_reset(&run.policy);
 	run.in_vmx_operation = false;
 	run.current_vmcs = NO_VMCS;

@@ -58,6 +58,7 @@ function vmx_invvpid
 	jmp	from_flags
 
 function vmx_vmcall
+	xor	%eax, %eax              /* an L0 that takes it for a call of its own leaves the flags alone */
 	may_fault vmcall
 	jmp	from_flags
 

@@ -164,14 +164,19 @@ VMX_INSTRUCTIONS = {
     "vmwrite": Vmwrite(Field.GUEST_RIP, 0),
     "vmlaunch": Enter(),
     "vmresume": Enter(resume=True),
-    "vmcall": Vmcall(),
     "vmxoff": Vmxoff(),
     "invept": Invept(2, 0),
     "invvpid": Invvpid(2),
 }
 
 
-@pytest.mark.parametrize("before", [(), (SetCr4(CR4.PAE),), (Vmxon(), Vmxoff())], ids=["", "no-vmxe", "left"])
+BEFORE = pytest.mark.parametrize(
+    "before", [(), (SetCr4(CR4.PAE),), (Vmxon(), Vmxoff())], ids=["", "no-vmxe", "left"]
+)
+"""Ways to be outside VMX operation."""
+
+
+@BEFORE
 def test_vmx_instructions_outside_vmx_operation_are_undefined(vmxlab, before):
     """Vol. 3C, 31.3: each VMX instruction but VMXON is #UD outside VMX operation, CR4.VMXE set or not."""
     assert vmxlab.capabilities  # skips where there is no VMX
@@ -180,6 +185,14 @@ def test_vmx_instructions_outside_vmx_operation_are_undefined(vmxlab, before):
         (outcome,) = (outcome for outcome in run.outcomes if not outcome.ok)
         assert outcome.operation == name
         assert faults(outcome, Vector.UD), outcome
+
+
+@pytest.mark.vmx_known_difference("kvm-vmcall-of-l1-is-a-hypercall")
+@BEFORE
+def test_vmcall_outside_vmx_operation_is_undefined(vmxlab, before):
+    """Vol. 3C, 31.3, VMCALL: #UD outside VMX operation."""
+    assert vmxlab.capabilities
+    assert faults(last(vmxlab, *before, Vmcall()), Vector.UD)
 
 
 # --- VMPTRLD, VMCLEAR, VMPTRST -----------------------------------------------------------------------------
@@ -413,12 +426,14 @@ def test_vmxoff_lets_cr4_vmxe_be_cleared(vmxlab):
     assert succeeds(last(vmxlab, Vmxon(), Vmxoff(), SetCr4(CR4.PAE)))
 
 
+@pytest.mark.vmx_known_difference("kvm-vmcall-of-l1-is-a-hypercall")
 def test_vmcall_in_root_operation_fails_invalid_without_a_current_vmcs(vmxlab):
     """Vol. 3C, 31.3, VMCALL: without an SMM monitor VMfail(1); with no current VMCS that is VMfailInvalid."""
     assert fails_invalid(last(vmxlab, Vmxon(), Vmcall()))
 
 
 @pytest.mark.vmx_known_difference("vmcall-in-root-operation")
+@pytest.mark.vmx_known_difference("kvm-vmcall-of-l1-is-a-hypercall")
 def test_vmcall_in_root_operation_fails(vmxlab):
     """Vol. 3C, 31.3, VMCALL: where IA32_SMM_MONITOR_CTL is not valid, VMCALL in L1 is VMfail(1)."""
     assert fails_valid(last(vmxlab, *WITH_VMCS, Vmcall()), Error.VMCALL_IN_VMX_ROOT_OPERATION)
