@@ -9,6 +9,7 @@ with another image a new QEMU.
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ _QMP_DEADLINE_S = 30.0
 _IMAGE_IN_CARRIER = Path("/image.rom")
 _MEMORY_IN_CARRIER = "/memory.bin"
 _MODULES = ("kvm", "kvm_intel")
+_PARAMETER = re.compile(r"[A-Za-z0-9_]+=[A-Za-z0-9_.-]+")
 
 
 class CarrierMachine(QemuMachine):
@@ -103,7 +105,7 @@ class _Model:
             module, dot, parameter = switch.partition(".")
             if not dot:
                 features.append(switch)
-            elif module in modules and "=" in parameter:
+            elif module in modules and _PARAMETER.fullmatch(parameter):
                 modules[module].append(parameter)
             else:
                 raise errors.EngineUnavailable(
@@ -194,7 +196,7 @@ class KvmInBochsEngine(QemuEngine):
             except errors.MachineError:
                 pass  # it hangs or has died, which its log tells; a fresh one must do
         self.close()
-        self._carrier = self._booted(wanted.parameters, log_dir, max(start_deadline_s, _BOOT_DEADLINE_S))
+        self._carrier = self._booted(wanted.parameters, log_dir, start_deadline_s)
         return self._machine(self._carrier, data, arguments, name, why)
 
     def by_hand(self, rom: Path, model: str | None = None) -> str:
@@ -229,7 +231,17 @@ class KvmInBochsEngine(QemuEngine):
     def _machine(
         self, carrier: Carrier, image: bytes, arguments: Sequence[str], model: str, why: str
     ) -> CarrierMachine:
+        """A machine on a carrier that is up, which is held if there is none, as nobody would stop it."""
         carrier.signal(signal.SIGCONT)
+        try:
+            return self._renewed_or_started(carrier, image, arguments, model, why)
+        except BaseException:
+            carrier.signal(signal.SIGSTOP)
+            raise
+
+    def _renewed_or_started(
+        self, carrier: Carrier, image: bytes, arguments: Sequence[str], model: str, why: str
+    ) -> CarrierMachine:
         version = f"{carrier.version}+bochs-{carrier.bochs_version}"
         info = EngineInfo(self.name, version, model, why)
         files = LogFiles(carrier.console.parent, carrier.console.stem)
@@ -250,9 +262,11 @@ class KvmInBochsEngine(QemuEngine):
         status = _stopped(monitor)
         if status in DEAD_STATES - {"shutdown", "guest-panicked"}:
             raise errors.MachineDied(f"QEMU says {status}: KVM may have given the machine up")
+        # The reset drops what QEMU has read of the old input; what it sends until then is the old machine's.
+        carrier.drop_input()
+        reset(monitor)
         serial = carrier.renew_serial()
         try:
-            reset(monitor)
             machine = CarrierMachine(info, qemu, serial, files)
             machine.continue_with(monitor)
         except BaseException:
@@ -279,10 +293,11 @@ class KvmInBochsEngine(QemuEngine):
             if not carrier.alive:
                 raise
             machine.stop()
+            carrier.signal(signal.SIGCONT)
             carrier.end_qemu()
             raise errors.EngineUnavailable(
-                f"engine {self.name}: QEMU in the carrier did not come up ({error.message}); the last words "
-                f"on the carrier's console:\n{carrier.last_words(8) or '(nothing)'}",
+                f"engine {self.name}: QEMU in the carrier did not come up ({error.message}); its last words:"
+                f"\n{carrier.words_of_qemu(8) or '(nothing)'}",
                 advice="does it refuse a switch of the model? The log is the console of the carrier's Linux",
             ).locate(engine=self.name, log_path=carrier.console) from error
         return machine

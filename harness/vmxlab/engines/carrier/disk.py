@@ -8,6 +8,7 @@ whatever ends the harness.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -39,8 +40,12 @@ class CarrierDisk:
         self._mark = mark
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise log_error(path, error) from error
+        try:
             os.ftruncate(self._file, DISK_BYTES)
         except OSError as error:
+            self.close()
             raise log_error(path, error) from error
 
     def settings(self) -> list[str]:
@@ -58,22 +63,35 @@ class CarrierDisk:
         Raises EngineUnavailable for words that are too many or too long, LogError if the disk is full.
         """
         text = b"".join(word.encode() + b"\0" for word in words)
-        if len(words) > MAX_WORDS or _HEADER.size + len(text) >= JOB_BYTES or any("\0" in w for w in words):
-            raise errors.EngineUnavailable(
-                f"engine kvm-in-bochs: {len(words)} arguments of {len(text)} bytes are more than the carrier "
-                f"takes ({MAX_WORDS} arguments, {JOB_BYTES - _HEADER.size - 1} bytes)",
-                advice="give fewer switches",
+        if len(words) > MAX_WORDS or _HEADER.size + len(text) >= JOB_BYTES:
+            raise _refused(
+                f"{len(words)} arguments of {len(text)} bytes are more than the carrier takes "
+                f"({MAX_WORDS} arguments, {JOB_BYTES - _HEADER.size - 1} bytes)",
+                "give fewer switches",
+            )
+        if any("\0" in word for word in words):
+            raise _refused("no argument can have a zero byte in it", "leave it out")
+        if len(image) > DISK_BYTES - DATA_OFFSET:
+            raise _refused(
+                f"an image of {len(image)} bytes is more than the carrier's disk takes "
+                f"({DISK_BYTES - DATA_OFFSET} bytes)",
+                "boot a smaller image",
             )
         header = _HEADER.pack(_MAGIC, len(image), len(words), self._mark)
-        try:
-            os.pwrite(self._file, (header + text).ljust(JOB_BYTES, b"\0"), 0)
-            os.pwrite(self._file, image, DATA_OFFSET)
-        except OSError as error:
-            raise log_error(self.path, error) from error
+        self._write((header + text).ljust(JOB_BYTES, b"\0"), 0)
+        self._write(image, DATA_OFFSET)
 
     def read_data(self, length: int) -> bytes:
         """What init has put there."""
         return os.pread(self._file, length, DATA_OFFSET)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        try:
+            written = os.pwrite(self._file, data, offset)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise log_error(self.path, error) from error
 
     def hide(self) -> None:
         """Take the file's name away, and that of the lock which Bochs makes beside it."""
@@ -85,3 +103,7 @@ class CarrierDisk:
         """Give the file back."""
         self.hide()
         os.close(self._file)
+
+
+def _refused(problem: str, advice: str) -> errors.EngineUnavailable:
+    return errors.EngineUnavailable(f"engine kvm-in-bochs: {problem}", advice=advice)

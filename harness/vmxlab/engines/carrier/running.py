@@ -40,7 +40,10 @@ _IPS = 100_000_000
 
 _STEP_DEADLINE_S = 20.0
 _NAP_S = 0.002
+# Bochs closes its lines some milliseconds before its process can be waited for.
+_EXIT_GRACE_S = 2.0
 _PANIC = re.compile(r"Kernel panic - not syncing: .*")
+_IGNORED = re.compile(r"kvm\w*: unknown parameter .* ignored")
 _TELLING = re.compile(r"panic|BUG|WARNING|Oops|error|failed|qemu|kvm|vmx", re.IGNORECASE)
 
 
@@ -66,6 +69,9 @@ class Carrier:
         self._streams: Streams | None = None
         self._news = threading.Condition()
         self._said: list[str] = []
+        self._marks_asked = 0
+        self._qemus_ended = 0
+        self._console_before = 0
         self._gone = False
         self._stopped = False
 
@@ -96,7 +102,7 @@ class Carrier:
             child = _start_bochs(image, files, disk, model, [s.getsockname()[1] for s in listeners])
             undo.callback(child.close)
             undo.callback(child.kill)
-            lines = [_connected(listener, child, files, limit) for listener in listeners]
+            lines = [undo.enter_context(_connected(sock, child, files, limit)) for sock in listeners]
             carrier = cls(image, child, files, disk, parameters)
             disk.hide()
             carrier._streams = Streams(
@@ -105,6 +111,7 @@ class Carrier:
             carrier._streams.start()
             undo.callback(carrier._streams.close)
             carrier._wait("ready", limit - time.monotonic(), "to load KVM")
+            refuse_unknown_parameters(carrier.console)
             undo.pop_all()
         for listener in listeners:
             listener.close()
@@ -145,6 +152,9 @@ class Carrier:
         streams.put_mark(streams.serial)
         streams.put_mark(streams.monitor)
         self._ask("drain", "drained")
+        self._wait_for_marks()
+        with contextlib.suppress(OSError):
+            self._console_before = self.console.stat().st_size
         self._disk.write_job(["qemu-system-x86_64", *arguments], image)
         serial, monitor = streams.attach()
         self.qemu = InnerQemu(self, ["qemu-system-x86_64", *arguments], image, serial)
@@ -156,33 +166,45 @@ class Carrier:
             raise
         return self.qemu, monitor
 
-    def renew_serial(self) -> socket.socket:
-        """A new serial stream for the QEMU that runs; its machine is stopped. Raises MachineError."""
+    def drop_input(self) -> None:
+        """Drop what was sent to the machine of the QEMU that runs and not read yet. Raises MachineError."""
         streams = self._live_streams()
         self._ask("hold", "held")
         streams.put_mark(streams.serial)
         self._ask("drain", "drained")
-        self.mark_serial()
-        serial = streams.attach_serial()
         self._ask("go", "gone")
-        return serial
 
-    def mark_serial(self) -> None:
-        """End the serial stream behind all that QEMU has sent, and wait for that. Raises MachineError."""
+    def renew_serial(self) -> socket.socket:
+        """A new serial stream for the QEMU that runs, behind all that it has sent. Raises MachineError."""
         streams = self._live_streams()
-        before = streams.serial.marks_seen
+        self._count_mark()
         self._ask("mark", "marked")
-        limit = time.monotonic() + _STEP_DEADLINE_S
-        while streams.serial.marks_seen == before and self.alive:
-            if time.monotonic() > limit:
-                raise self._trouble("did not end the serial stream")
-            time.sleep(_NAP_S)
+        self._wait_for_marks()
+        return streams.attach_serial()
 
     def ask_for_mark(self) -> None:
-        """As `mark_serial`, but waits for nothing; called where waiting is not allowed."""
+        """End the serial stream behind all that QEMU has sent, without waiting for that."""
         if self._streams is not None:
+            self._count_mark()
             with contextlib.suppress(OSError):
                 self._streams.command("mark")
+
+    def _count_mark(self) -> None:
+        with self._news:
+            self._marks_asked += 1
+
+    def _wait_for_marks(self) -> None:
+        """Wait until no mark is under way: it would end the stream of the machine that comes next."""
+        streams = self._live_streams()
+        limit = time.monotonic() + _STEP_DEADLINE_S
+        while (
+            streams.serial.marks_seen < self._marks_asked + self._qemus_ended
+            or streams.monitor.marks_seen < self._qemus_ended
+        ):
+            self._live_streams()
+            if time.monotonic() > limit:
+                raise self._trouble("did not end the streams of the machine before")
+            time.sleep(_NAP_S)
 
     def end_qemu(self) -> None:
         """Kill QEMU, and wait for its end. Raises MachineError."""
@@ -205,16 +227,21 @@ class Carrier:
         """The end of Linux's console: what the kernel and QEMU said last."""
         return logs.tail(self.console, lines)
 
+    def words_of_qemu(self, lines: int = 12) -> str:
+        """The end of what came on the console since this QEMU was started."""
+        with contextlib.suppress(OSError), self.console.open("rb") as file:
+            file.seek(self._console_before)
+            return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-lines:])
+        return ""
+
     def evidence(self) -> Sequence[tuple[str, str]]:
         """(title, text) pairs for a post-mortem."""
         lines = logs.last_lines(self.console)
         telling = [line for line in lines if _TELLING.search(line)]
-        bochs = self._files.directory / f"{self._files.stem}.bochs.log"
-        said = [line for line in logs.last_lines(bochs) if ">>PANIC<<" in line]
         return (
             ("what Linux and QEMU in the carrier say of KVM and of errors", "\n".join(telling[-20:])),
             (f"end of {self.console}", "\n".join(lines[-20:])),
-            ("what Bochs says of its end", "\n".join(said[-3:])),
+            ("what Bochs says of its end", "\n".join(self._panics_of_bochs()[-3:])),
         )
 
     def explain_end(self) -> str:
@@ -222,12 +249,19 @@ class Carrier:
         panics = [m[0] for line in logs.last_lines(self.console) if (m := _PANIC.search(line))]
         if panics:
             return f"Linux in the carrier: {panics[-1]}"
-        status = self.child.poll()
+        status = self.child.wait(_EXIT_GRACE_S)
+        said = self._panics_of_bochs()
+        if said:
+            return f"Bochs gave up: {said[-1].partition('>>PANIC<<')[2].strip()}"
         if status is not None and status < 0:
             return f"Bochs was ended by signal {-status}"
         return "Bochs has ended" if status is not None else "Bochs has closed its lines"
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _panics_of_bochs(self) -> list[str]:
+        log = self._files.directory / f"{self._files.stem}.bochs.log"
+        return [line for line in logs.last_lines(log) if ">>PANIC<<" in line]
 
     def _heard(self, line: str) -> None:
         """A line from init. In the streams' thread."""
@@ -237,6 +271,7 @@ class Carrier:
         if text.startswith("ended") and self.qemu is not None:
             self.qemu.ended(text)
         with self._news:
+            self._qemus_ended += text.startswith(("ended exit=", "ended signal="))
             self._said.append(text)
             self._news.notify_all()
 
@@ -283,6 +318,19 @@ class Carrier:
         return self._streams
 
 
+def refuse_unknown_parameters(console: Path) -> None:
+    """Raise EngineUnavailable if Linux says on its console that a module has not got a parameter.
+
+    It loads the module all the same, and a run would be taken for one with that parameter.
+    """
+    unknown = [line.partition("] ")[2] for line in logs.last_lines(console) if _IGNORED.search(line)]
+    if unknown:
+        raise errors.EngineUnavailable(
+            f"engine {ENGINE}: Linux in the carrier says: {'; '.join(unknown)}",
+            advice="the parameters are those of the modules kvm and kvm_intel of that Linux",
+        ).locate(engine=ENGINE, log_path=console)
+
+
 class InnerQemu:
     """The QEMU in a carrier, to the harness a `process.Process` as one on this host.
 
@@ -311,7 +359,7 @@ class InnerQemu:
     def poll(self) -> int | None:
         """Exit status; minus the signal's number if one ended it; None while it runs. It dies with Bochs."""
         if self._status is None and not self.carrier.alive:
-            status = self.carrier.child.poll()
+            status = self.carrier.child.wait(_EXIT_GRACE_S)
             self._status = 1 if status is None else status
         return self._status
 

@@ -20,6 +20,7 @@ _READ_BYTES = 65536
 # What is waiting for Bochs stays with its sender: it takes some KiB a second.
 _HELD_BACK_BYTES = 65536
 _SEND_BUFFER_BYTES = 4 << 20
+_COMMAND_S = 5.0
 
 
 class Line:
@@ -60,6 +61,13 @@ class Line:
         """End the machine's stream behind what is still to be delivered."""
         self._ends = True
         self._deliver()
+
+    def end_with_bochs(self) -> None:
+        """As `end`: no more comes, so the start of a mark was none."""
+        self._hand_on(self._from_bochs)
+        self._from_bochs = b""
+        self.end()
+        self.detach()
 
     def put_mark(self) -> None:
         """Send the mark towards the carrier, in place of what waits there."""
@@ -119,20 +127,23 @@ class Line:
 
     def _sort(self) -> None:
         """Hand on what is no part of a mark; a mark ends the stream."""
-        before, found, behind = self._from_bochs.partition(self._mark)
-        if found:
-            self._to_machine += before
-            self._from_bochs = behind
+        *pieces, rest = self._from_bochs.split(self._mark)
+        for piece in pieces:
+            self._hand_on(piece)
             self.marks_seen += 1
             self.end()
-            return
         # The start of a mark may be the last that came.
-        cut = before.rfind(self._mark[:1], max(0, len(before) - MARK_BYTES + 1))
-        if cut < 0 or not self._mark.startswith(before[cut:]):
-            cut = len(before)
-        self._to_machine += before[:cut]
-        self._from_bochs = before[cut:]
+        cut = rest.rfind(self._mark[:1], max(0, len(rest) - MARK_BYTES + 1))
+        if cut < 0 or not self._mark.startswith(rest[cut:]):
+            cut = len(rest)
+        self._hand_on(rest[:cut])
+        self._from_bochs = rest[cut:]
         self._deliver()
+
+    def _hand_on(self, data: bytes) -> None:
+        # A slow reader may still have to take what was sent before a mark; what is behind it is not its own.
+        if not self._ends:
+            self._to_machine += data
 
     def _deliver(self) -> None:
         if self.inside is None:
@@ -203,7 +214,7 @@ class Streams(threading.Thread):
     def command(self, word: str) -> None:
         """Send init a command. Raises OSError if Bochs has gone."""
         data = word.encode() + b"\n"
-        limit = time.monotonic() + 5.0
+        limit = time.monotonic() + _COMMAND_S
         while data:
             with self.lock, contextlib.suppress(BlockingIOError):
                 data = data[self._control.send(data) :]
@@ -231,10 +242,8 @@ class Streams(threading.Thread):
         while not self._closing and self._serve():
             pass
         with self.lock:
-            self.serial.end()
-            self.monitor.end()
-            self.serial.detach()
-            self.monitor.detach()
+            self.serial.end_with_bochs()
+            self.monitor.end_with_bochs()
         self._on_end()
 
     def _serve(self) -> bool:
