@@ -37,7 +37,6 @@ from .conftest import (
     read_until,
 )
 
-
 PATIENCE_S = 90
 STREAM = Case(
     name="stream", program="again: cpuid; jmp again", limits=Limits(exits=10_000_000, seconds=PATIENCE_S)

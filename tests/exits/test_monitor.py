@@ -24,7 +24,7 @@ from vmxlab.image.layout import FRAME_BUFFER_BYTES, MONITOR_BASE, SCRIPT_BUFFER_
 from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT
 from vmxlab.sdm.msrs import Msr
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 COMMANDS = ("help", "caps", "rdmsr", "wrmsr", "peek", "run", "reset")
 
 PROMPT = CONSOLE_PROMPT.encode()
