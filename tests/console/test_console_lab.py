@@ -182,7 +182,7 @@ def engine(engine_with) -> PaperEngine:
 
 @pytest.fixture
 def lab(engine, tmp_path) -> Iterator[Lab]:
-    with Lab(log_dir=tmp_path / "logs") as made:
+    with Lab(log_dir=tmp_path / "logs", case_deadline_s=3.0) as made:
         yield made
 
 
