@@ -112,6 +112,7 @@ class PaperEngine:
     name = "paper"
     default_model = "model-x"
     l2_budget_tsc = 1_000_000
+    patience = 1
 
     def __init__(
         self, make_machine: Callable[..., object], make_monitor: Callable[..., PaperMonitor]

@@ -49,7 +49,8 @@ class Lab:
 
     `engine` None or "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`).
     `log_dir` holds the serial logs and the engine's own; without one they lie in a temporary folder that goes
-    with the lab. `why` is the reason for this engine, where the caller chose it.
+    with the lab. `case_deadline_s` is what the engine needs, where none is given. `why` is the
+    reason for this engine, where the caller chose it.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Lab:
         *,
         model: str | None = None,
         log_dir: Path | None = None,
-        case_deadline_s: float = CASE_DEADLINE_S,
+        case_deadline_s: float | None = None,
         boot_deadline_s: float = BOOT_DEADLINE_S,
         why: str | None = None,
     ) -> None:
@@ -75,7 +76,7 @@ class Lab:
             self._temporary = _temporary_folder()
             log_dir = Path(self._temporary.name)
         self._log_dir = log_dir
-        self._case_deadline_s = case_deadline_s
+        self._case_deadline_s = case_deadline_s or CASE_DEADLINE_S * self._engine.patience
         self._boot_deadline_s = boot_deadline_s
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None

@@ -245,6 +245,8 @@ class Engine(ABC):
     # How long a guest program may run, in TSC ticks, before the monitor ends it: about a second of the
     # host's time on each engine.
     l2_budget_tsc: ClassVar[int]
+    # How many times longer than on the other engines a case may take before it counts as hung.
+    patience: ClassVar[int] = 1
 
     @abstractmethod
     def availability(self) -> Availability:

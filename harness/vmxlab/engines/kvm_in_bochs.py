@@ -126,6 +126,7 @@ class KvmInBochsEngine(QemuEngine):
     accelerator: ClassVar[str] = "kvm"
     default_model: ClassVar[str] = "host"
     l2_budget_tsc: ClassVar[int] = 1 << 27
+    patience: ClassVar[int] = 3
 
     def __init__(self) -> None:
         self._carrier: Carrier | None = None
