@@ -56,7 +56,7 @@ struct terminal {
 
 static struct job job __attribute__((aligned(16)));
 static char chunk[CHUNK_SECTORS * SECTOR_BYTES] __attribute__((aligned(16)));
-static int64_t console, serial, monitor, control;
+static int64_t serial, monitor, control;
 
 /* The running QEMU, and a descriptor that can be read when it has ended. 0: none runs. */
 static int64_t qemu, qemu_end;
@@ -295,7 +295,7 @@ int main(void)
 	system_call(SYS_IOPL, IO_PRIVILEGE, 0, 0, 0, 0);
 	/* The kernel was quiet while it booted; from here on all that it says is wanted. */
 	system_call(SYS_SYSLOG, CONSOLE_LEVEL_ACTION, 0, CONSOLE_LEVEL_INFO, 0, 0);
-	console = open_line("/dev/ttyS0");
+	open_line("/dev/ttyS0"); /* made raw; the kernel opened it already */
 	serial = open_line("/dev/ttyS1");
 	monitor = open_line("/dev/ttyS2");
 	control = open_line("/dev/ttyS3");

@@ -5,6 +5,7 @@
 
 #include "cpu/registers.h"
 #include "lib/memory.h"
+#include "vmx_facts.h"
 
 /*
  * Where the host and its guest both have RFLAGS.IF = 0 at a VM entry, Bochs 2.7 keeps external interrupts
@@ -15,15 +16,6 @@
  * an instruction that exits (lib/virtio_console.c).
  */
 enum {
-	APIC_BASE = 0xfee00000u,
-	APIC_SPURIOUS_VECTOR = 0xf0,
-	APIC_LVT_TIMER = 0x320,
-	APIC_INITIAL_COUNT = 0x380,
-	APIC_DIVIDE = 0x3e0,
-	SOFTWARE_ENABLE = 1 << 8,
-	LVT_MASKED = 1 << 16,
-	LVT_PERIODIC = 1 << 17,
-	DIVIDE_BY_1 = 0xb,
 	VECTOR = 0xff,
 	COUNT = 4000000, /* KVM's timer has 1 GHz: 4 ms */
 	CPUID_HYPERVISOR = 0x40000000,
@@ -31,7 +23,7 @@ enum {
 
 static void apic_write(uint32_t offset, uint32_t value)
 {
-	*(volatile uint32_t *)at_physical(APIC_BASE + offset) = value;
+	*(volatile uint32_t *)at_physical(APIC_DEFAULT_BASE + offset) = value;
 }
 
 static bool under_kvm(void)
@@ -47,8 +39,8 @@ void heartbeat_start(void)
 {
 	if (!under_kvm())
 		return;
-	apic_write(APIC_SPURIOUS_VECTOR, SOFTWARE_ENABLE | VECTOR);
-	apic_write(APIC_DIVIDE, DIVIDE_BY_1);
-	apic_write(APIC_LVT_TIMER, LVT_PERIODIC | LVT_MASKED | VECTOR);
+	apic_write(APIC_SPURIOUS_INTERRUPT_VECTOR, SVR_SOFTWARE_ENABLE | VECTOR);
+	apic_write(APIC_DIVIDE_CONFIGURATION, APIC_DIVIDE_BY_1);
+	apic_write(APIC_LVT_TIMER, LVT_TIMER_PERIODIC | LVT_MASKED | VECTOR);
 	apic_write(APIC_INITIAL_COUNT, COUNT);
 }

@@ -2,17 +2,16 @@
 
 import errno
 import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from vmxlab import errors
-from vmxlab.engines import ENGINES, bochs, logs
+from vmxlab.engines import ENGINES, bochs, choose, logs
 from vmxlab.engines.bochs import BochsEngine
 from vmxlab.engines.kvm import KvmEngine
+from vmxlab.engines.kvm_in_bochs import KvmInBochsEngine
 from vmxlab.engines.rom import RomImage
 from vmxlab.engines.tcg import TcgEngine
 
@@ -58,6 +57,29 @@ def test_missing_program_says_what_to_install(name, package, rom, tmp_path, monk
     assert not state.ok
     assert package in state.advice
     assert ENGINES[name]().models() == ()
+    assert not state.problem.startswith("engine"), "the name stands before it, wherever it is shown"
+
+
+def test_kvm_in_bochs_without_bochs_says_so_before_it_fetches_anything(rom, tmp_path, monkeypatch):
+    image = rom("idle")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    engine = KvmInBochsEngine()
+    needs = "it needs Bochs, which runs the Linux of its KVM: there is no program bochs-bin or bochs on PATH"
+    state = engine.availability()
+    assert (state.ok, state.problem) == (False, needs)
+    assert "apt-get install bochs bochs-term" in state.advice
+    for ask in (
+        engine.require,
+        lambda: choose("kvm-in-bochs"),
+        lambda: engine.open(image, log_dir=tmp_path / "logs"),
+    ):
+        with pytest.raises(errors.EngineUnavailable) as caught:
+            ask()
+        assert caught.value.message == f"engine kvm-in-bochs: {needs}"
+        assert caught.value.advice == state.advice
+        assert caught.value.engine == "kvm-in-bochs"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["bochs", "tcg"])
@@ -216,29 +238,6 @@ def test_kvm_command_has_one_accelerator_and_enforces_vmx(rom):
     assert arguments.count("-accel") == 1
     assert arguments[arguments.index("-accel") + 1] == "kvm"
     assert arguments[arguments.index("-cpu") + 1] == "host,+vmx,enforce,vmx-ept=off,-vmx-vpid"
-
-
-@both
-def test_command_to_boot_by_hand_shows_the_serial_line(engine, rom, name, tmp_path):
-    command = engine(name).by_hand(rom("idle"))
-    said = tmp_path / ("serial.txt" if name == "bochs" else "stdout")
-    with (tmp_path / "stdout").open("wb") as stdout:
-        shell = subprocess.Popen(
-            ["sh", "-c", command],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 20
-    try:
-        while not (said.exists() and b"ready" in said.read_bytes()):
-            assert time.monotonic() < deadline
-            assert shell.poll() is None
-            time.sleep(0.01)
-    finally:
-        os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
 
 
 def test_logs_are_numbered_and_never_shared(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from vmxlab.console.records import parse_log
 from vmxlab.engines import MachineEnd, qemu
+from vmxlab.engines.rom import RomImage
 from vmxlab.image.frames import encode_frame
 from vmxlab.image.layout import FRAME_BUFFER_BYTES, VMXON_REGION
 from vmxlab.image.monitor import load_monitor
@@ -204,11 +205,13 @@ def test_machine_that_is_reset_speaks_again(booted, device):
 
 
 @pytest.mark.parametrize("serial", [("-serial", "stdio"), ()])
-def test_image_boots_by_hand_with_a_uart_and_with_nothing(engine, image, serial):
-    command = engine("tcg").by_hand(image).split()
-    assert command[-2:] == ["-serial", "stdio"]
+def test_image_boots_with_a_uart_for_a_terminal_and_with_nothing(engine, image, serial):
+    arguments = engine("tcg").arguments(RomImage.check(image), model="max", memory_mb=64)
     with subprocess.Popen(
-        [*command[:-2], *serial], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [qemu.PROGRAM, *arguments, *serial],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as child:
         try:
             if serial:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vmxlab.sdm.apic import ApicRegister
 from vmxlab.sdm.controls import SecondaryControls
 from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
@@ -43,6 +44,7 @@ def test_c_sees_every_value_that_python_has(tmp_path: Path) -> None:
     expected |= {f"MSR_{msr.name}": int(msr) for msr in Msr}
     expected |= {f"EXIT_REASON_{reason.name}": int(reason) for reason in ExitReason}
     expected |= {f"VMX_ERROR_{error.name}": int(error) for error in InstructionError}
+    expected |= {f"APIC_{register.name}": int(register) for register in ApicRegister}
     for flags in (CR0, CR4, EFER, RFLAGS):
         expected |= {f"{flags.__name__}_{flag.name}": int(flag) for flag in flags}
     expected |= {f"GPR_{name.upper()}": index for index, name in enumerate(GENERAL_REGISTERS)}
@@ -70,6 +72,9 @@ def test_the_values_in_c_are_those_of_the_manual(tmp_path: Path) -> None:
         _Static_assert(INVEPT_GLOBAL == 2 && INVVPID_ALL_CONTEXTS == 2, "");
         _Static_assert(FEATURE_CONTROL_LOCKED == 1, "");
         _Static_assert(VECTOR_PF == 14, "");
+        _Static_assert(APIC_DEFAULT_BASE + APIC_LVT_TIMER == 0xfee00320, "");
+        _Static_assert((LVT_MASKED | LVT_TIMER_PERIODIC) == 3u << 16, "");
+        _Static_assert(SVR_SOFTWARE_ENABLE == 0x100 && APIC_DIVIDE_BY_1 == 0xb, "");
         #if VMCS_GUEST_RIP != 0x681e
         #error "not usable in #if"
         #endif

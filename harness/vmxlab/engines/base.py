@@ -62,6 +62,12 @@ class Availability:
     problem: str | None = None
     advice: str | None = None
 
+    @classmethod
+    def lacking(cls, error: errors.EngineUnavailable) -> Self:
+        """What an error says is missing, without the engine's name: whoever shows it has that before it."""
+        problem = error.message.removeprefix(f"engine {error.engine}: ")
+        return cls(False, problem=problem, advice=error.advice)
+
 
 class MachineEnd(enum.Enum):
     """What became of a machine. The value is what a person reads."""
@@ -256,6 +262,13 @@ class Engine(ABC):
     def models(self) -> tuple[str, ...]:
         """The processor models to choose from (on Bochs: those that have VMX and 64-bit mode)."""
 
+    def models_by_need(self) -> tuple[str, ...]:
+        """The models that may have what the default one lacks, in the order to try them.
+
+        None by default: of an engine whose models are the default one less some features none has more.
+        """
+        return ()
+
     @abstractmethod
     def has_vmx(self, model: str | None = None) -> bool:
         """Whether a processor with VMX is to be expected of this engine with this model."""
@@ -280,13 +293,6 @@ class Engine(ABC):
 
         Raises EngineUnavailable if the engine can't run here or ends before the machine is up (there is
         never a fallback), ImageError for a file that is no image, LogError if the logs can't be written.
-        """
-
-    @abstractmethod
-    def by_hand(self, rom: Path, model: str | None = None) -> str:
-        """A shell command that boots the image without the harness, for people to copy.
-
-        Raises ImageError for a file that is no image.
         """
 
     def prepare(self, tell: Callable[[str], None] | None = None) -> None:  # noqa: B027  (most need nothing)

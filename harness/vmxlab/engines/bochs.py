@@ -1,4 +1,4 @@
-"""Bochs: an x86 emulator with VMX of its own, so the engine that runs everything on any host.
+"""Bochs: an x86 emulator with VMX of its own, so the engine that asks no VMX of its host.
 
 Debian's Bochs is built with its debugger: it would wait at a prompt, and is told to go on by a command file.
 Its com1 connects to a listener of ours on loopback. What it thinks of a VM entry stands in its log, such as
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -120,7 +119,7 @@ class BochsEngine(Engine):
         try:
             listing = _Listing.of(self._program())
         except errors.EngineUnavailable as error:
-            return Availability(False, problem=error.message, advice=error.advice)
+            return Availability.lacking(error)
         if self.default_model not in listing.models:
             problem = f"this Bochs ({listing.version}) has no processor model {self.default_model}"
             return Availability(False, listing.version, problem, "install Bochs 2.7 or later")
@@ -136,6 +135,10 @@ class BochsEngine(Engine):
         except errors.EngineUnavailable:
             return ()
         return tuple(model for model in VMX_MODELS if model in listing.models)
+
+    def models_by_need(self) -> tuple[str, ...]:
+        """See `Engine.models_by_need`: all others, the newest first, which have most."""
+        return tuple(model for model in reversed(self.models()) if model != self.default_model)
 
     def has_vmx(self, model: str | None = None) -> bool:
         """See `Engine.has_vmx`."""
@@ -187,18 +190,6 @@ class BochsEngine(Engine):
             undo.pop_all()
         listener.close()
         return machine
-
-    def by_hand(self, rom: Path, model: str | None = None) -> str:
-        """See `Engine.by_hand`. The serial line goes to a file, as Bochs can't show it."""
-        lines = settings(
-            RomImage.check(rom),
-            com1="mode=file, dev=serial.txt",
-            model=model or self.default_model,
-            memory_mb=64,
-            log_name="bochs.log",
-        )
-        # At its debugger's prompt it takes "c" for: go on.
-        return f"echo c | TERM=dumb {shlex.join([_PROGRAMS[0], '-q', '-f', '/dev/null', *lines])}"
 
     def _program(self) -> Path:
         return find_bochs(self.name)

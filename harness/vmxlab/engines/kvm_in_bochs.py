@@ -22,9 +22,8 @@ from vmxlab.engines.base import Availability, EngineInfo, MachineEnd
 from vmxlab.engines.bochs import BochsEngine
 from vmxlab.engines.carrier.image import CarrierImage, carrier_availability, carrier_image
 from vmxlab.engines.carrier.running import ENGINE, Carrier, InnerQemu
-from vmxlab.engines.kvm import kvm_cpu_argument
 from vmxlab.engines.logs import LogFiles, log_error
-from vmxlab.engines.qemu import DEAD_STATES, START_PAUSED, VIRTIO_SERIAL, QemuEngine, QemuMachine, reset
+from vmxlab.engines.qemu import DEAD_STATES, START_PAUSED, VIRTIO_SERIAL, QemuKvmEngine, QemuMachine, reset
 from vmxlab.engines.rom import RomImage
 from vmxlab.image.monitor import load_carrier_parts
 
@@ -119,12 +118,13 @@ class _Model:
         return ",".join((self.base, *self.features))
 
 
-class KvmInBochsEngine(QemuEngine):
-    """QEMU/KVM in a Linux that Bochs runs. Holds one carrier between machines; `close` ends it."""
+class KvmInBochsEngine(QemuKvmEngine):
+    """QEMU/KVM in a Linux that Bochs runs. Holds one carrier between machines; `close` ends it.
+
+    Parameters of KVM's modules stand in the model, too: "host,vmx-ept=off,kvm_intel.enable_shadow_vmcs=0".
+    """
 
     name: ClassVar[str] = ENGINE
-    accelerator: ClassVar[str] = "kvm"
-    default_model: ClassVar[str] = "host"
     l2_budget_tsc: ClassVar[int] = 1 << 27
     patience: ClassVar[int] = 3
 
@@ -134,34 +134,24 @@ class KvmInBochsEngine(QemuEngine):
 
     def availability(self) -> Availability:
         """See `Engine.availability`. A carrier that is not built yet, but can be, counts as available."""
-        emulator = BochsEngine().availability()
-        if not emulator.ok:
-            return emulator
+        try:
+            bochs = self._bochs_version()
+        except errors.EngineUnavailable as error:
+            return Availability.lacking(error)
         built = self._image.version if self._image is not None else None
         state = Availability(True, built) if built else carrier_availability()
         if not state.ok or state.version is None:
             return state
-        return Availability(True, f"{state.version}+bochs-{emulator.version}")
+        return Availability(True, f"{state.version}+bochs-{bochs}")
+
+    def check_host(self) -> None:
+        """See `QemuEngine.check_host`: Bochs must be there. What else is needed, `prepare` finds out."""
+        self._bochs_version()
 
     def prepare(self, tell: Callable[[str], None] | None = None) -> None:
         """See `Engine.prepare`: builds the carrier if there is none."""
         if self._image is None:
             self._image = carrier_image(load_carrier_parts(), tell=tell)
-
-    def models(self) -> tuple[str, ...]:
-        """Only the carrier's own: vmx-* switches of QEMU and parameters of KVM make others of it.
-
-        Such as "host,vmx-ept=off,kvm_intel.enable_shadow_vmcs=0".
-        """
-        return (self.default_model,)
-
-    def has_vmx(self, model: str | None = None) -> bool:
-        """See `Engine.has_vmx`."""
-        return "-vmx" not in (model or "").split(",")
-
-    def cpu_argument(self, base: str, features: Sequence[str]) -> str:
-        """See `QemuEngine.cpu_argument`."""
-        return kvm_cpu_argument(base, features)
 
     def open(
         self,
@@ -190,6 +180,8 @@ class KvmInBochsEngine(QemuEngine):
             *START_PAUSED,
             *extra,
         ]
+        if self._carrier is None:
+            self.check_host()  # before it downloads a carrier that nothing can run
         self.prepare()
         if self._carrier is not None and self._carrier.parameters == wanted.parameters:
             try:
@@ -200,12 +192,6 @@ class KvmInBochsEngine(QemuEngine):
         self._carrier = self._booted(wanted.parameters, log_dir, start_deadline_s)
         return self._machine(self._carrier, data, arguments, name, why)
 
-    def by_hand(self, rom: Path, model: str | None = None) -> str:
-        """See `Engine.by_hand`. There is no way without the harness: its own command is the answer."""
-        RomImage.check(rom)
-        switches = f" --model {model}" if model else ""
-        return f"vmxlab console --engine {self.name}{switches}"
-
     def close(self) -> None:
         """See `Engine.close`."""
         carrier, self._carrier = self._carrier, None
@@ -213,6 +199,16 @@ class KvmInBochsEngine(QemuEngine):
             carrier.close()
 
     # --- inside ----------------------------------------------------------------------------------------
+
+    def _bochs_version(self) -> str | None:
+        """Raises EngineUnavailable if Bochs can't run here."""
+        emulator = BochsEngine().availability()
+        if not emulator.ok:
+            raise errors.EngineUnavailable(
+                f"engine {self.name}: it needs Bochs, which runs the Linux of its KVM: {emulator.problem}",
+                advice=f"{emulator.advice}; Debian's kernel and QEMU it fetches by itself, through apt",
+            ).locate(engine=self.name)
+        return emulator.version
 
     def _booted(self, parameters: tuple[str, str], log_dir: Path, deadline_s: float) -> Carrier:
         assert self._image is not None

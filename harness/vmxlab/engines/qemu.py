@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shlex
 import socket
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -235,8 +234,11 @@ class QemuEngine(Engine):
         try:
             version = _version(self._program())
         except errors.EngineUnavailable as error:
-            return Availability(False, problem=error.message, advice=error.advice)
+            return Availability.lacking(error)
         return Availability(True, version)
+
+    def check_host(self) -> None:
+        """Raise EngineUnavailable where this host lacks what the accelerator stands on; `open` asks first."""
 
     def known_version(self) -> str:
         """The version in reports, where it is known before QEMU runs; else QMP tells it."""
@@ -247,7 +249,7 @@ class QemuEngine(Engine):
         """The value of -cpu for a model and its switches. Raises EngineUnavailable for what can't be."""
 
     def arguments(self, rom: RomImage, *, model: str, memory_mb: int) -> list[str]:
-        """QEMU's arguments but for the channels: what boots an image by hand, too."""
+        """QEMU's arguments but for the channels. Raises EngineUnavailable for a model that can't be."""
         base, *features = model.split(",")
         for feature in (base, *features):
             if not _FEATURE.fullmatch(feature):
@@ -275,6 +277,7 @@ class QemuEngine(Engine):
         start_deadline_s: float = 30.0,
     ) -> QemuMachine:
         """See `Engine.open`. `model` may carry switches: "host,vmx-ept=off"."""
+        self.check_host()
         image = RomImage.check(rom)
         program = self._program()
         model = model or self.default_model
@@ -306,11 +309,6 @@ class QemuEngine(Engine):
             undo.pop_all()
         return machine
 
-    def by_hand(self, rom: Path, model: str | None = None) -> str:
-        """See `Engine.by_hand`. The serial line is the terminal."""
-        arguments = self.arguments(RomImage.check(rom), model=model or self.default_model, memory_mb=64)
-        return shlex.join([PROGRAM, *arguments, "-serial", "stdio"])
-
     def _connected(self, machine: QemuMachine, control: socket.socket, deadline_s: float) -> QemuMachine:
         # Imported while QEMU starts: asyncio and the client take as long as it does.
         from vmxlab.engines.qmp import Qmp
@@ -339,6 +337,26 @@ class QemuEngine(Engine):
         except errors.EngineUnavailable:
             return ()
         return tuple(re.findall(r"^x86 (\S+)", text, re.MULTILINE))
+
+
+class QemuKvmEngine(QemuEngine):
+    """QEMU with a KVM that has nested VMX, wherever that KVM runs."""
+
+    accelerator: ClassVar[str] = "kvm"
+    default_model: ClassVar[str] = "host"
+
+    def models(self) -> tuple[str, ...]:
+        """Only KVM's own processor: QEMU's vmx-* switches make poorer ones of it ("host,vmx-ept=off")."""
+        return (self.default_model,)
+
+    def has_vmx(self, model: str | None = None) -> bool:
+        """See `Engine.has_vmx`."""
+        return "-vmx" not in (model or "").split(",")
+
+    def cpu_argument(self, base: str, features: Sequence[str]) -> str:
+        """See `QemuEngine.cpu_argument`. `enforce` makes QEMU end where the host lacks a feature."""
+        # The last word counts: a switch of the caller comes after ours.
+        return ",".join((base, "+vmx", "enforce", *features))
 
 
 def _version(program: Path) -> str:

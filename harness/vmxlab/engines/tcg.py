@@ -31,6 +31,6 @@ class TcgEngine(QemuEngine):
         # QEMU would only warn, and run without it.
         if {"+vmx", "vmx", "vmx=on"} & set(features):
             raise errors.EngineUnavailable(
-                "engine tcg: QEMU's TCG has no VMX", advice="engine bochs has it on any host"
+                "engine tcg: QEMU's TCG has no VMX", advice="engine bochs has it, and asks none of its host"
             ).locate(engine=self.name)
         return ",".join((base, *features))

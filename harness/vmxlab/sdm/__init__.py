@@ -11,6 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vmxlab.sdm.apic import (
+        APIC_DEFAULT_BASE,
+        ApicDeliveryMode,
+        ApicDestinationShorthand,
+        ApicRegister,
+        ApicTimerDivide,
+        InterruptCommandFlags,
+        LocalVectorFlags,
+        SpuriousVectorFlags,
+    )
     from vmxlab.sdm.controls import (
         ControlSet,
         EntryControls,
@@ -44,6 +54,7 @@ if TYPE_CHECKING:
 EDITION = "Intel 64 and IA-32 Architectures SDM, order number 325462-083US (March 2024)"
 
 __all__ = [
+    "APIC_DEFAULT_BASE",
     "CR0",
     "CR4",
     "EDITION",
@@ -51,6 +62,10 @@ __all__ = [
     "GENERAL_REGISTERS",
     "RFLAGS",
     "ActivityState",
+    "ApicDeliveryMode",
+    "ApicDestinationShorthand",
+    "ApicRegister",
+    "ApicTimerDivide",
     "ControlSet",
     "EntryControls",
     "ExitControls",
@@ -60,9 +75,11 @@ __all__ = [
     "FieldWidth",
     "InstructionError",
     "InstructionInformation",
+    "InterruptCommandFlags",
     "InterruptibilityState",
     "InterruptionInformation",
     "InterruptionType",
+    "LocalVectorFlags",
     "MemoryType",
     "Msr",
     "PinControls",
@@ -70,6 +87,7 @@ __all__ = [
     "Qualification",
     "SecondaryControls",
     "SecondaryExitControls",
+    "SpuriousVectorFlags",
     "TertiaryControls",
     "Vector",
     "basic_reason",
@@ -79,6 +97,16 @@ __all__ = [
 ]
 
 _MODULES = {
+    "apic": (
+        "APIC_DEFAULT_BASE",
+        "ApicDeliveryMode",
+        "ApicDestinationShorthand",
+        "ApicRegister",
+        "ApicTimerDivide",
+        "InterruptCommandFlags",
+        "LocalVectorFlags",
+        "SpuriousVectorFlags",
+    ),
     "controls": (
         "ControlSet",
         "EntryControls",

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
-from vmxlab.sdm import EDITION, exit_reasons, registers
+from vmxlab.sdm import EDITION, apic, exit_reasons, registers
 from vmxlab.sdm.controls import ControlSet
 from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
@@ -42,6 +42,13 @@ _ENUMERATIONS: tuple[tuple[str, str, type[IntEnum] | type[BitFlags]], ...] = (
     ("memory types", "MEMORY_TYPE_", registers.MemoryType),
     ("types of INVEPT", "INVEPT_", registers.InveptType),
     ("types of INVVPID", "INVVPID_", registers.InvvpidType),
+    ("local APIC: registers (Vol. 3A, Table 11-1)", "APIC_", apic.ApicRegister),
+    ("local APIC: delivery modes", "APIC_DELIVERY_MODE_", apic.ApicDeliveryMode),
+    ("local APIC: destination shorthands", "APIC_DESTINATION_", apic.ApicDestinationShorthand),
+    ("local APIC: interrupt command register", "ICR_", apic.InterruptCommandFlags),
+    ("local APIC: local vector table", "LVT_", apic.LocalVectorFlags),
+    ("local APIC: spurious-interrupt vector register", "SVR_", apic.SpuriousVectorFlags),
+    ("local APIC: divide configuration", "APIC_DIVIDE_", apic.ApicTimerDivide),
 )
 
 _PROLOGUE = f"""\
@@ -71,6 +78,7 @@ def constants() -> Iterator[tuple[str, str, int]]:
     for title, prefix, enumeration in _ENUMERATIONS:
         for member in enumeration:
             yield title, f"{prefix}{member.name}", int(member)
+    yield "local APIC: where it is after a reset", "APIC_DEFAULT_BASE", apic.APIC_DEFAULT_BASE
     for name in sorted(vars(exit_reasons)):
         if name.endswith("_BIT"):
             yield "flags of the exit-reason field", f"EXIT_REASON_{name}", getattr(exit_reasons, name)

@@ -2,7 +2,7 @@
 
 The memory image is what lies in the machine's RAM from MEMORY_BASE on: the kernel where its ELF file wants
 it, behind its .bss a page with the start info, and the initramfs. The ROM ends with the reset stub
-(guest/boot/carrier.S), which touches the image's pages and jumps to the kernel.
+(guest/carrier/reset.S), which touches the image's pages and jumps to the kernel.
 
 A build is named by all that it is made of: this builder, the parts of ours, the packages' versions. So a new
 version of a package makes a new build, and an unchanged one starts without asking apt anything.
@@ -51,7 +51,7 @@ _PAGE = 4096
 # The kernel, QEMU with its guest's memory, and what else runs there.
 _LEAST_FREE_MB = 96
 
-# guest/boot/carrier.S: magic, then address and size of the memory image, the kernel's entry, its argument.
+# guest/carrier/reset.S: magic, then address and size of the memory image, the kernel's entry, its argument.
 _STUB_TABLE = struct.Struct("<8s4I")
 _STUB_MAGIC = b"VMXLABCR"
 
@@ -91,7 +91,7 @@ def carrier_image(
 ) -> CarrierImage:
     """The carrier with these parts, from the cache or built. `tell` gets what a person should know meanwhile.
 
-    The first build downloads about 45 MB and takes some seconds besides; a use from the cache takes 0.1 s.
+    The first build downloads about 41 MB and takes some seconds besides; a use from the cache takes 0.1 s.
     `cache`: a folder instead of the user's cache. Raises EngineUnavailable.
     """
     tell = tell or _silent
