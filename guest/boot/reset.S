@@ -4,6 +4,7 @@
  * harness when it packs an image (vmxlab.image.rom); the stub holds no address of its own.
  */
 #include "boot/flat_mode.inc"
+#include "boot/warm_start.h"
 
 	.section .rom, "ax"
 
@@ -20,6 +21,10 @@ payload_target:	.long 0
 	.long	0
 
 	enter_flat_mode rom_table
+	cmpl	$WARM_START_MAGIC, WARM_START
+	jne	1f
+	jmp	*(WARM_START + 4)       /* an INIT that the monitor counts on */
+1:
 	mov	monitor_source, %esi
 	mov	monitor_target, %edi
 	mov	monitor_bytes, %ecx

@@ -3,6 +3,7 @@
  * (boot/boot.h). Clears the BSS, maps the first 4 GiB one to one with 2 MiB pages, enters 64-bit mode
  * (SDM Vol. 3A, 10.8.5) and calls monitor_main(eax).
  */
+#include "boot/warm_start.h"
 #include "vmx_facts.h"
 
 #define PDE_2MIB_PRESENT_WRITE 0x83
@@ -38,7 +39,9 @@ start32:
 	add	$0x1000, %eax
 	loop	2b
 	movl	$(monitor_pdpt + PTE_PRESENT_WRITE), monitor_pml4
+	mov	$monitor_main, %ebx
 
+enter_64_bit_mode:              /* to EBX, with EDI = EBP */
 	mov	$CR4_PAE, %eax
 	mov	%eax, %cr4
 	mov	$monitor_pml4, %eax
@@ -55,14 +58,25 @@ start32:
 	.code64
 start64:
 	mov	%ebp, %edi
+	mov	%ebx, %ebx              /* the upper halves are undefined so far */
 	xor	%eax, %eax
 	mov	%eax, %ds
 	mov	%eax, %es
 	mov	%eax, %ss
 	mov	%eax, %fs
 	mov	%eax, %gs
-	call	monitor_main
-	ud2                             /* monitor_main does not return */
+	call	*%rbx
+	ud2                             /* nothing returns here */
+
+	/* After an INIT (boot/warm_start.h): the page tables are there, the stack is in use. */
+	.code32
+	.globl	start32_warm
+start32_warm:
+	movl	$0, WARM_START
+	mov	$warm_stack_top, %esp
+	mov	warm_start_recovery, %ebp
+	mov	$recovery_go, %ebx
+	jmp	enter_64_bit_mode
 
 	.section .rodata
 	.balign	8
@@ -85,5 +99,7 @@ monitor_page_directories:
 	.globl	monitor_stack_top
 	.skip	32768
 monitor_stack_top:
+	.skip	64
+warm_stack_top:
 
 	.section .note.GNU-stack, "", @progbits

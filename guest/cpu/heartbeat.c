@@ -3,8 +3,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cpu/apic.h"
 #include "cpu/registers.h"
-#include "lib/memory.h"
 #include "vmx_facts.h"
 
 /*
@@ -20,11 +20,6 @@ enum {
 	COUNT = 4000000, /* KVM's timer has 1 GHz: 4 ms */
 	CPUID_HYPERVISOR = 0x40000000,
 };
-
-static void apic_write(uint32_t offset, uint32_t value)
-{
-	*(volatile uint32_t *)at_physical(APIC_DEFAULT_BASE + offset) = value;
-}
 
 static bool under_kvm(void)
 {

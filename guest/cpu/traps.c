@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 
+#include "cpu/apic.h"
 #include "cpu/descriptor_table.h"
 #include "cpu/gdt.h"
 #include "cpu/registers.h"
@@ -9,11 +10,12 @@
 #include "monitor/records.h"
 #include "protocol.h"
 #include "vmx/instructions.h"
+#include "vmx_facts.h"
 
 enum {
 	VECTORS = 256,
 	STUB_BYTES = 16,
-	VECTOR_DOUBLE_FAULT = 8,
+	FIRST_INTERRUPT = 32,
 	DOUBLE_FAULT_IST = 1,
 	GATE_INTERRUPT = 0x8e, /* present, DPL 0, 64-bit interrupt gate */
 };
@@ -40,6 +42,7 @@ extern const struct fixup fixups_start[], fixups_end[];
 /* Not static: the harness takes this address for the host-state area. */
 struct gate monitor_idt[VECTORS] __attribute__((aligned(16)));
 struct recovery *trap_recovery;
+bool trap_events_wanted;
 
 void traps_init(void)
 {
@@ -48,7 +51,7 @@ void traps_init(void)
 		monitor_idt[vector] = (struct gate){
 			.offset_low = (uint16_t)stub,
 			.selector = SELECTOR_CODE,
-			.ist = vector == VECTOR_DOUBLE_FAULT ? DOUBLE_FAULT_IST : 0,
+			.ist = vector == VECTOR_DF ? DOUBLE_FAULT_IST : 0,
 			.type = GATE_INTERRUPT,
 			.offset_middle = (uint16_t)(stub >> 16),
 			.offset_high = (uint32_t)(stub >> 32),
@@ -83,16 +86,27 @@ static void report(const char *kind, const struct trap_frame *frame)
 	record_end();
 }
 
+static bool take_event(uint64_t vector)
+{
+	if (!trap_events_wanted || (vector != VECTOR_NMI && vector < FIRST_INTERRUPT))
+		return false;
+	if (vector >= FIRST_INTERRUPT)
+		apic_write(APIC_EOI, 0);
+	return true;
+}
+
 /* Called from cpu/trap_entry.S. */
 void trap_handle(struct trap_frame *frame)
 {
 	const struct fixup *fixup = find_fixup(frame->rip);
+	if (take_event(frame->vector))
+		return;
 	if (fixup) {
 		frame->rip = fixup->resume;
 		frame->rax = vmx_fault((uint8_t)frame->vector, (uint32_t)frame->error_code);
 		return;
 	}
-	if (!trap_recovery || frame->vector == VECTOR_DOUBLE_FAULT) {
+	if (!trap_recovery || frame->vector == VECTOR_DF) {
 		report("panic", frame);
 		serial_drain();
 		for (;;)

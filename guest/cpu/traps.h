@@ -5,6 +5,7 @@
 #ifndef CPU_TRAPS_H
 #define CPU_TRAPS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* In the order in which cpu/trap_entry.S pushes them, last first. */
@@ -20,6 +21,9 @@ void traps_init(void);
 
 /* Ends the blocking of NMIs, which a case may leave behind. */
 void nmi_unblock(void);
+
+/* While set, NMIs and interrupts (vectors 32 and up) are taken and forgotten, with an EOI; else they are faults. */
+extern bool trap_events_wanted;
 
 /* Loads IDTR again, whatever a VM exit put there. */
 void traps_reload(void);

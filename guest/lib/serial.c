@@ -12,11 +12,13 @@ enum {
 static char buffer[BUFFER_BYTES];
 static uint32_t given, taken;
 
-static bool is_virtio; /* a branch, not a table of functions: polling is what the monitor does most */
+static bool is_listening; /* for input: see serial_listen */
+static bool is_virtio;    /* a branch, not a table of functions: polling is what the monitor does most */
 
 void serial_init(void)
 {
 	given = taken = 0;
+	is_listening = true;
 	is_virtio = virtio_console_init();
 	if (!is_virtio)
 		uart_init();
@@ -73,6 +75,15 @@ void serial_drain(void)
 	serial_flush();
 	while (!is_virtio && !uart_idle())
 		wait();
+}
+
+void serial_listen(bool on)
+{
+	if (is_virtio || on == is_listening)
+		return;
+	serial_drain();
+	uart_listen(on);
+	is_listening = on;
 }
 
 bool serial_can_read(void)

@@ -25,6 +25,12 @@ void serial_flush(void);
 /* Waits until the last bit has left the device: a machine that dies may drop what is still in it. */
 void serial_drain(void);
 
+/*
+ * False: no input is expected until serial_listen(true), which makes long work quicker on an emulated UART.
+ * Waits until all output has left.
+ */
+void serial_listen(bool on);
+
 bool serial_can_read(void);
 uint8_t serial_read(void);
 

@@ -21,8 +21,15 @@ enum {
 	FIFO_BYTES = 16,
 };
 
-/* How many bytes may be written before the status has to be asked again. */
-static unsigned int room;
+/* How many bytes may be written before the status has to be asked again: now, and when the UART is empty. */
+static unsigned int room, at_once;
+
+void uart_listen(bool on)
+{
+	outb(UART_FIFO, on ? FIFO_ENABLE_AND_CLEAR : 0);
+	at_once = on ? FIFO_BYTES : 1;
+	room = 0;
+}
 
 void uart_init(void)
 {
@@ -31,16 +38,15 @@ void uart_init(void)
 	outb(UART_DATA, 1); /* 115200 baud */
 	outb(UART_INTERRUPTS, 0);
 	outb(UART_LINE, LINE_8_BITS);
-	outb(UART_FIFO, FIFO_ENABLE_AND_CLEAR);
+	uart_listen(true);
 	outb(UART_MODEM, MODEM_DTR_RTS_OUT2);
-	room = 0;
 }
 
 size_t uart_send(const char *bytes, size_t count)
 {
 	size_t sent = 0;
 	if (room == 0 && inb(UART_STATUS) & STATUS_TRANSMIT_EMPTY)
-		room = FIFO_BYTES;
+		room = at_once;
 	for (; room && sent < count; room--)
 		outb(UART_DATA, (uint8_t)bytes[sent++]);
 	return sent;
@@ -50,7 +56,7 @@ bool uart_idle(void)
 {
 	if (!(inb(UART_STATUS) & STATUS_IDLE))
 		return false;
-	room = FIFO_BYTES;
+	room = at_once;
 	return true;
 }
 

@@ -16,6 +16,12 @@ bool uart_idle(void);
 
 bool uart_can_read(void);
 
+/*
+ * Bochs asks its socket for input once in a byte's time while the FIFOs are on, and seldom while they are off:
+ * for long work, at the price of a byte that comes meanwhile. What is on its way out is lost.
+ */
+void uart_listen(bool on);
+
 /* Only after uart_can_read said yes. */
 uint8_t uart_read(void);
 

@@ -1,9 +1,11 @@
 #include "monitor/exits.h"
 
+#include "cpu/apic.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
+#include "monitor/vmcs_report.h"
 #include "protocol.h"
 #include "vmx/entry.h"
 #include "vmx/instructions.h"
@@ -80,6 +82,12 @@ static void report_exit(const struct exit_policy *policy, uint32_t reason, const
 	for (unsigned int i = 0; i < policy->watched_count; i++)
 		record_field(policy->watched[i], read_field(policy->watched[i]));
 	record_end();
+}
+
+void exits_report(const struct exit_policy *policy, uint32_t reason, const char *entered_by)
+{
+	report_exit(policy, reason, entered_by);
+	count++;
 }
 
 /* A failing VMWRITE of a reaction is reported: nothing may look done that was not. */
@@ -164,6 +172,10 @@ static bool act(enum action action, struct reader *operands, const char **why)
 		address = take64(operands); /* the type */
 		invalidate_ept(address, take64(operands));
 		return true;
+	case ACTION_APIC_WRITE:
+		number = take32(operands);
+		apic_write(number, take32(operands));
+		return true;
 	case ACTION_STOP:
 		*why = "stop";
 		return false;
@@ -212,12 +224,16 @@ static bool answer(struct exit_policy *policy, uint32_t reason, const char **why
 	return !actions.overrun;
 }
 
-static void report_failed_entry(const char *instruction, vmx_outcome outcome)
+static void report_failed_entry(const struct exit_policy *policy, const char *instruction,
+				vmx_outcome outcome)
 {
 	record_begin("vmx");
 	record_word("op", instruction);
 	record_outcome(outcome);
 	record_end();
+	/* A fault is the instruction's own; a VMfail of another kind is not about what the VMCS says. */
+	if (policy->reports_vmcs && vmx_outcome_kind(outcome) == VMX_FAIL_VALID)
+		report_vmcs();
 }
 
 const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exits, vmx_outcome *failure)
@@ -230,7 +246,7 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 		serial_flush();
 		outcome = vmx_enter(resume);
 		if (outcome != VMX_ENTERED) {
-			report_failed_entry(resume ? "vmresume" : "vmlaunch", outcome);
+			report_failed_entry(policy, resume ? "vmresume" : "vmlaunch", outcome);
 			*failure = outcome;
 			return "vmfail";
 		}
@@ -238,6 +254,8 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 		report_exit(policy, reason, first);
 		first = NULL;
 		count++;
+		if (policy->reports_vmcs && reason & EXIT_REASON_ENTRY_FAILURE_BIT)
+			report_vmcs();
 		/* An entry that failed late leaves the launch state "clear": the next try is a VMLAUNCH again. */
 		if (!(reason & EXIT_REASON_ENTRY_FAILURE_BIT))
 			resume = true;

@@ -32,6 +32,7 @@ struct exit_policy {
 	unsigned int reaction_count;
 	uint32_t watched[MAX_WATCHED_FIELDS];
 	unsigned int watched_count;
+	bool reports_vmcs; /* of an entry that fails */
 };
 
 /* Clears the policy and what is remembered of L2's registers: before each case. */
@@ -43,6 +44,9 @@ void exits_reset(struct exit_policy *policy);
  * could not be read).
  */
 const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exits, vmx_outcome *failure);
+
+/* Reports and counts an exit that another part of the monitor has seen. `entered_by` as the record has it; or NULL. */
+void exits_report(const struct exit_policy *policy, uint32_t reason, const char *entered_by);
 
 /* How many exits the case has had. */
 uint32_t exits_count(void);

@@ -1,11 +1,16 @@
 #include "monitor/script.h"
 
+#include "boot/warm_start.h"
+#include "cpu/apic.h"
+#include "cpu/gdt.h"
+#include "cpu/second_processor.h"
 #include "cpu/traps.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
 #include "monitor/exits.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
+#include "monitor/sweep.h"
 #include "protocol.h"
 #include "vmx/entry.h"
 #include "vmx/instructions.h"
@@ -24,6 +29,7 @@ static struct {
 	struct exit_policy policy;
 	bool in_vmx_operation;
 	uint64_t current_vmcs;
+	bool apic_used, second_processor_used;
 	uint32_t id;
 	const char *why;
 	bool ended;
@@ -173,6 +179,48 @@ static vmx_outcome op_msr(struct reader *script, bool write)
 	return outcome;
 }
 
+/* The case may use the local APIC: its end puts everything back. */
+static void op_apic_used(void)
+{
+	apic_save();
+	run.apic_used = true;
+}
+
+static void op_apic_write(struct reader *script)
+{
+	uint32_t offset = take32(script), value = take32(script);
+	if (script->overrun)
+		return;
+	record_success("apic-write"); /* an INIT may leave no later chance to say so */
+	apic_write(offset, value);
+}
+
+static void op_apic_read(struct reader *script)
+{
+	uint32_t offset = take32(script);
+	if (script->overrun)
+		return;
+	record_begin("vmx");
+	record_word("op", "apic-read");
+	record_number("register", offset);
+	record_number("value", apic_read(offset));
+	record_outcome(VMX_SUCCEED);
+	record_end();
+}
+
+static vmx_outcome op_second_processor(struct reader *script)
+{
+	uint32_t program = take32(script);
+	vmx_outcome outcome = VMX_FAIL_INVALID;
+	if (script->overrun)
+		return outcome;
+	run.second_processor_used = true;
+	if (second_processor_start(program))
+		outcome = VMX_SUCCEED;
+	report_outcome("second-processor", outcome);
+	return outcome;
+}
+
 static vmx_outcome op_invalidate(struct reader *script, bool vpid)
 {
 	uint64_t type = take64(script);
@@ -281,7 +329,8 @@ static bool op_reaction(struct reader *script)
 /* After a "stop" the script goes on; a failed VMLAUNCH is an outcome like any other; the rest ends the case. */
 static vmx_outcome op_enter(struct reader *script)
 {
-	bool resume = take8(script);
+	uint8_t how = take8(script);
+	bool resume = how & ENTER_RESUME;
 	uint32_t max_exits = take32(script);
 	vmx_outcome outcome = VMX_SUCCEED;
 	if (script->overrun)
@@ -289,8 +338,17 @@ static vmx_outcome op_enter(struct reader *script)
 	/* If this entry kills the machine, what was said before it must not die in the UART. */
 	record_end_list();
 	serial_drain();
+	run.policy.reports_vmcs = !(how & ENTER_WITHOUT_VMCS_REPORT);
 	run.why = exits_run(&run.policy, resume, max_exits, &outcome);
 	run.ended = outcome == VMX_SUCCEED && strcmp(run.why, "stop") != 0;
+	return outcome;
+}
+
+static vmx_outcome op_sweep(struct reader *script)
+{
+	vmx_outcome outcome = VMX_SUCCEED;
+	run.why = sweep_run(script, &run.policy, &outcome);
+	run.ended = outcome == VMX_SUCCEED && strcmp(run.why, "done") != 0;
 	return outcome;
 }
 
@@ -364,6 +422,18 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 	case OP_CR4:
 		*outcome = op_control_register(script, op == OP_CR4);
 		return true;
+	case OP_APIC_USED:
+		op_apic_used();
+		return true;
+	case OP_APIC_WRITE:
+		op_apic_write(script);
+		return true;
+	case OP_APIC_READ:
+		op_apic_read(script);
+		return true;
+	case OP_SECOND_PROCESSOR:
+		*outcome = op_second_processor(script);
+		return true;
 	case OP_REGISTERS:
 		op_registers(script);
 		return true;
@@ -376,6 +446,9 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 		return op_reaction(script);
 	case OP_ENTER:
 		*outcome = op_enter(script);
+		return true;
+	case OP_SWEEP:
+		*outcome = op_sweep(script);
 		return true;
 	case OP_MEMORY:
 		op_memory(script);
@@ -419,6 +492,35 @@ static void leave_vmx_operation(void)
 	run.in_vmx_operation = false;
 }
 
+/* The same, where an INIT may wait for the end of VMX operation: it resets the processor, and here it goes on. */
+static void leave_vmx_operation_by_init(void)
+{
+	struct recovery recovery;
+	if (recovery_set(&recovery) == 0) {
+		warm_start_arm(&recovery);
+		leave_vmx_operation();
+	} else {
+		run.in_vmx_operation = false;
+		gdt_reload();
+		traps_reload();
+	}
+	warm_start_disarm();
+}
+
+/*
+ * No event of this case may reach the next. Nobody sends any more; then what was sent is taken: an INIT with the
+ * end of VMX operation, interrupts and NMIs behind it.
+ */
+static void leave_with_events(void)
+{
+	if (run.second_processor_used)
+		second_processor_park();
+	leave_vmx_operation_by_init();
+	vmx_restore_control_registers();
+	apic_restore();
+	trap_events_wanted = false;
+}
+
 static void report_end(void)
 {
 	record_begin("end");
@@ -434,8 +536,10 @@ void script_run(const struct script *script)
 	struct recovery recovery, *outer = trap_recovery;
 	nmi_unblock();
 	exits_reset(&run.policy);
+	sweep_reset();
 	run.in_vmx_operation = false;
 	run.current_vmcs = NO_VMCS;
+	run.apic_used = run.second_processor_used = false;
 	run.id = 0;
 	if (recovery_set(&recovery) == 0) {
 		trap_recovery = &recovery;
@@ -443,9 +547,14 @@ void script_run(const struct script *script)
 	} else {
 		run.why = "fault";
 	}
+	trap_events_wanted = run.apic_used;
 	trap_recovery = outer;
 	vmx_restore_monitor();
-	leave_vmx_operation();
-	vmx_restore_control_registers();
+	if (run.apic_used) {
+		leave_with_events();
+	} else {
+		leave_vmx_operation();
+		vmx_restore_control_registers();
+	}
 	report_end();
 }

@@ -17,21 +17,22 @@ vmx_enter:
 	push	%r15
 	mov	%rsp, monitor_rsp(%rip)
 	test	%dil, %dil              /* the flags outlive the loads below */
-	mov	R(0), %rax
-	mov	R(1), %rcx
-	mov	R(2), %rdx
-	mov	R(3), %rbx
-	mov	R(5), %rbp
-	mov	R(6), %rsi
-	mov	R(7), %rdi
-	mov	R(8), %r8
-	mov	R(9), %r9
-	mov	R(10), %r10
-	mov	R(11), %r11
-	mov	R(12), %r12
-	mov	R(13), %r13
-	mov	R(14), %r14
-	mov	R(15), %r15
+	mov	vmx_registers_from(%rip), %r15
+	mov	8*0(%r15), %rax
+	mov	8*1(%r15), %rcx
+	mov	8*2(%r15), %rdx
+	mov	8*3(%r15), %rbx
+	mov	8*5(%r15), %rbp
+	mov	8*6(%r15), %rsi
+	mov	8*7(%r15), %rdi
+	mov	8*8(%r15), %r8
+	mov	8*9(%r15), %r9
+	mov	8*10(%r15), %r10
+	mov	8*11(%r15), %r11
+	mov	8*12(%r15), %r12
+	mov	8*13(%r15), %r13
+	mov	8*14(%r15), %r14
+	mov	8*15(%r15), %r15
 	jnz	1f
 launch:	vmlaunch
 	jmp	2f
@@ -69,14 +70,22 @@ vmx_exit_entry:
 	mov	%r14, R(14)
 	mov	%r15, R(15)
 	mov	monitor_rsp(%rip), %rsp
+	cmpb	$0, vmx_keep_host_state(%rip)
+	jne	1f
 	call	vmx_restore_monitor
-	mov	$4, %eax                /* VMX_ENTERED */
+1:	mov	$4, %eax                /* VMX_ENTERED */
 	jmp	leave_enter
 
 	.pushsection .fixups, "a"
 	.quad	launch, leave_enter
 	.quad	resume, leave_enter
 	.popsection
+
+	.data
+	.balign	8
+	.globl	vmx_registers_from
+vmx_registers_from:
+	.quad	l2_registers
 
 	.bss
 	.balign	8
@@ -85,5 +94,8 @@ l2_registers:
 	.skip	8 * 16
 monitor_rsp:
 	.skip	8
+	.globl	vmx_keep_host_state
+vmx_keep_host_state:
+	.skip	1
 
 	.section .note.GNU-stack, "", @progbits

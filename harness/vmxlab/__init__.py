@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmxlab.cases.program import Mode
     from vmxlab.cases.reactions import on, port_is
     from vmxlab.console.lab import Lab
+    from vmxlab.console.lab_by_need import LabByNeed
     from vmxlab.console.run import End, Exit, Outcome, OutcomeKind, Run, Verdict
     from vmxlab.sdm.controls import (
         ControlSet,
@@ -38,20 +39,30 @@ if TYPE_CHECKING:
     from vmxlab.sdm.fields import Field
     from vmxlab.sdm.instruction_errors import InstructionError
     from vmxlab.sdm.msrs import Msr
-    from vmxlab.sdm.registers import MemoryType
+    from vmxlab.sdm.registers import CR4, MemoryType
     from vmxlab.structures import (
         Capabilities,
         Ept,
+        EptpList,
         EPTPointer,
+        EptVpidCap,
         FeatureControl,
         IOBitmap,
+        MsrArea,
         MsrBitmap,
+        MsrEntry,
+        PageModificationLog,
         PageSize,
+        PostedInterruptDescriptor,
+        SubPagePermissionTable,
+        VirtualApicPage,
+        VirtualizationExceptionInformation,
         VmxBasic,
         VmxRegion,
     )
 
 _HOMES = {
+    "CR4": "sdm.registers",
     "Capabilities": "structures",
     "Case": "cases.case",
     "ControlSet": "sdm.controls",
@@ -59,6 +70,8 @@ _HOMES = {
     "End": "console.run",
     "EntryControls": "sdm.controls",
     "Ept": "structures",
+    "EptVpidCap": "structures",
+    "EptpList": "structures",
     "Exit": "console.run",
     "ExitControls": "sdm.controls",
     "ExitReason": "sdm.exit_reasons",
@@ -67,19 +80,27 @@ _HOMES = {
     "IOBitmap": "structures",
     "InstructionError": "sdm.instruction_errors",
     "Lab": "console.lab",
+    "LabByNeed": "console.lab_by_need",
     "Limits": "cases.case",
     "MemoryType": "sdm.registers",
     "Mode": "cases.program",
     "Msr": "sdm.msrs",
+    "MsrArea": "structures",
     "MsrBitmap": "structures",
+    "MsrEntry": "structures",
     "Outcome": "console.run",
     "OutcomeKind": "console.run",
+    "PageModificationLog": "structures",
     "PageSize": "structures",
     "PinControls": "sdm.controls",
+    "PostedInterruptDescriptor": "structures",
     "PrimaryControls": "sdm.controls",
     "Run": "console.run",
     "SecondaryControls": "sdm.controls",
+    "SubPagePermissionTable": "structures",
     "Verdict": "console.run",
+    "VirtualApicPage": "structures",
+    "VirtualizationExceptionInformation": "structures",
     "VmxBasic": "structures",
     "VmxRegion": "structures",
     "guest_ept": "cases.memory",
@@ -88,6 +109,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CR4",
     "Capabilities",
     "Case",
     "ControlSet",
@@ -95,6 +117,8 @@ __all__ = [
     "End",
     "EntryControls",
     "Ept",
+    "EptVpidCap",
+    "EptpList",
     "Exit",
     "ExitControls",
     "ExitReason",
@@ -103,19 +127,27 @@ __all__ = [
     "IOBitmap",
     "InstructionError",
     "Lab",
+    "LabByNeed",
     "Limits",
     "MemoryType",
     "Mode",
     "Msr",
+    "MsrArea",
     "MsrBitmap",
+    "MsrEntry",
     "Outcome",
     "OutcomeKind",
+    "PageModificationLog",
     "PageSize",
     "PinControls",
+    "PostedInterruptDescriptor",
     "PrimaryControls",
     "Run",
     "SecondaryControls",
+    "SubPagePermissionTable",
     "Verdict",
+    "VirtualApicPage",
+    "VirtualizationExceptionInformation",
     "VmxBasic",
     "VmxRegion",
     "guest_ept",

@@ -123,6 +123,16 @@ class MissingCapability(VmxlabError):
         super().__init__(f"the processor lacks {feature} ({bit} is {value})")
         self.feature = feature
         self.bit = bit
+        self.value = value
+
+    def in_no_model(self, default: str, engine: str) -> Self:
+        """Add that the engine's other models were asked as well, in vain. Returns the error itself."""
+        self.message += f": neither {default} nor another model of {engine} has what is needed"
+        return self
+
+
+class CoverageError(VmxlabError):
+    """A coverage file that can't be read or written, or an answer that it can't give."""
 
 
 class GeneralProtection(VmxlabError):

@@ -8,17 +8,23 @@ import re
 import pytest
 
 from vmxlab import (
+    CR4,
     Case,
     ControlSet,
     EntryControls,
+    EptVpidCap,
     ExitReason,
+    FeatureControl,
     Field,
     IOBitmap,
     Limits,
+    MsrArea,
     MsrBitmap,
     PinControls,
+    PostedInterruptDescriptor,
     PrimaryControls,
     SecondaryControls,
+    VirtualApicPage,
     guest_ept,
     on,
 )
@@ -39,7 +45,8 @@ from vmxlab.cases.steps import (
     Wrmsr,
 )
 from vmxlab.errors import CaseError, OutOfRange, UnknownField, VmxlabError
-from vmxlab.sdm.registers import CR0
+from vmxlab.sdm.registers import CR0, EFER
+from vmxlab.structures import VmFunc
 
 
 def refusal(kind: type[VmxlabError], **arguments: object) -> VmxlabError:
@@ -156,12 +163,27 @@ def test_raw_tertiary_controls_have_64_bits():
     assert "64 bits" in refusal(OutOfRange, raw_controls={ControlSet.TERTIARY: 1 << 64}).limit
 
 
-@pytest.mark.parametrize("where", ["enable", "disable", "needs"])
-@pytest.mark.parametrize("flag", [CR0.PE, 4, "RDTSC_EXITING", None])
+@pytest.mark.parametrize("where", ["enable", "disable"])
+@pytest.mark.parametrize("flag", [CR0.PE, EptVpidCap.invept, 4, "RDTSC_EXITING", None])
 def test_what_is_no_control_is_refused(where, flag):
     error = refusal(CaseError, **{where: [flag]})
     assert error.message.startswith(f"{where}: ")
     assert "PrimaryControls" in error.advice
+
+
+@pytest.mark.parametrize("need", [EFER.NXE, FeatureControl, 4, "ENABLE_EPT", None])
+def test_what_no_processor_can_be_asked_for_is_refused(need):
+    for needs in ([need], need):
+        error = refusal(CaseError, needs=needs)
+        assert error.message.startswith("needs: ")
+        assert "CR4.SMXE" in error.advice
+
+
+def test_a_case_needs_controls_fields_of_capability_msrs_and_bits_of_cr0_and_cr4():
+    needs = (SecondaryControls.ENABLE_EPT, EptVpidCap.page_1g, VmFunc.eptp_switching, CR4.SMXE, CR0.NE)
+    assert Case(needs=needs).needs == needs
+    assert Case(needs=needs[1]).needs == needs[1:2]
+    assert repr(needs[1]) == "EptVpidCap.page_1g"
 
 
 def test_a_number_is_no_set_of_controls():
@@ -379,6 +401,11 @@ DIFFERENCES = [
     {"io_bitmap": IOBitmap.passthrough_all()},
     {"eptp": 0},
     {"shadow_vmcs": True},
+    {"virtual_apic_page": VirtualApicPage({0x80: 0x10})},
+    {"entry_msr_load": MsrArea([(0x10, 1)])},
+    {"exit_msr_store": MsrArea([(0x10, 1)])},
+    {"exit_msr_load": MsrArea([(0x10, 2)])},
+    {"posted_interrupts": PostedInterruptDescriptor((0x41,))},
     {"enable": PrimaryControls.RDPMC_EXITING},
     {"enable": SecondaryControls.RDRAND_EXITING},
     {"disable": PinControls.NMI_EXITING},

@@ -38,6 +38,10 @@ _OPERANDS: dict[int, tuple[str, str, str]] = {
     33: ("WRMSR", "IQ", "msr value"),
     34: ("CR0", "Q", "value"),
     35: ("CR4", "Q", "value"),
+    36: ("APIC_USED", "", ""),
+    37: ("APIC_WRITE", "II", "register value"),
+    38: ("APIC_READ", "I", "register"),
+    39: ("SECOND_PROCESSOR", "I", "program"),
     48: ("REGISTERS", "H", "mask"),
     49: ("WATCH", "B", "count"),
     50: ("DEFAULTS", "128s", "actions"),
@@ -53,6 +57,7 @@ _ACTIONS: dict[int, tuple[str, str, str]] = {
     4: ("SET_FIELD", "IQ", "field value"),
     5: ("SET_MEMORY", "QI", "address bytes"),
     6: ("INVEPT", "QQ", "type eptp"),
+    7: ("APIC_WRITE", "II", "register value"),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vmxlab.cases import memory
 from vmxlab.console.run import End
 from vmxlab.image import layout, protocol
 from vmxlab.image.protocol import Action, Op, build_id, c_header
@@ -128,7 +129,13 @@ REGIONS = [
     ("VMWRITE bitmap", layout.VMWRITE_BITMAP, layout.VMWRITE_BITMAP + 0x1000),
     ("virtual APIC", layout.VIRTUAL_APIC_PAGE, layout.VIRTUAL_APIC_PAGE + 0x1000),
     ("APIC access", layout.APIC_ACCESS_PAGE, layout.APIC_ACCESS_PAGE + 0x1000),
+    ("posted interrupts", layout.POSTED_INTERRUPT_DESCRIPTOR, layout.POSTED_INTERRUPT_DESCRIPTOR + 0x1000),
     ("EPT", layout.EPT_TABLES, layout.EPT_TABLES + layout.EPT_TABLES_MAX * 4096),
+    ("MSRs loaded at entry", layout.ENTRY_MSR_LOAD_AREA, layout.ENTRY_MSR_LOAD_AREA + layout.MSR_AREA_BYTES),
+    ("MSRs stored at exit", layout.EXIT_MSR_STORE_AREA, layout.EXIT_MSR_STORE_AREA + layout.MSR_AREA_BYTES),
+    ("MSRs loaded at exit", layout.EXIT_MSR_LOAD_AREA, layout.EXIT_MSR_LOAD_AREA + layout.MSR_AREA_BYTES),
+    ("second program", layout.SECOND_PROGRAM, layout.SECOND_PROGRAM + layout.SECOND_PROGRAM_BYTES),
+    ("L2's memory", memory.L2_MEMORY, memory.L2_MEMORY + memory.L2_MEMORY_BYTES),
     ("free pages", layout.FREE_PAGES, layout.CASE_LIMIT),
 ]
 

@@ -12,6 +12,8 @@ from vmxlab import (
 from vmxlab.cases import memory, steps
 from vmxlab.cases.steps import (
     STANDARD,
+    ApicRead,
+    ApicWrite,
     Enter,
     Invept,
     Invvpid,
@@ -34,6 +36,7 @@ from vmxlab.cases.steps import (
 )
 from vmxlab.errors import CaseError, OutOfRange
 from vmxlab.image import layout
+from vmxlab.sdm.apic import ApicRegister
 
 HLT = b"\xf4"
 L2 = memory.L2_MEMORY
@@ -58,12 +61,17 @@ STEPS = [
     (Invvpid(1, 2, 3), "INVVPID", {"type": 1, "low": 2, "high": 3}, None),
     (Rdmsr(0x3A), "RDMSR", {"msr": 0x3A}, None),
     (Wrmsr(0x10, 7), "WRMSR", {"msr": 0x10, "value": 7}, None),
+    (ApicRead(0x20), "APIC_READ", {"register": 0x20}, None),
+    (ApicWrite(0x300, 0xC4500), "APIC_WRITE", {"register": 0x300, "value": 0xC4500}, None),
     (SetCr0(0x33), "CR0", {"value": 0x33}, None),
     (SetCr4(0x2020), "CR4", {"value": 0x2020}, None),
     (Store(layout.FREE_PAGES, b"abc"), "DATA", {"address": layout.FREE_PAGES, "bytes": 3}, b"abc"),
     (ReportMemory(layout.FREE_PAGES, 9), "MEMORY", {"address": layout.FREE_PAGES, "bytes": 9}, None),
     (Enter(resume=True), "ENTER", {"resume": 1, "max_exits": 1000}, None),
 ]
+
+
+NEVER_FAIL = (ApicRead, ApicWrite, Store, ReportMemory)
 
 
 @pytest.mark.parametrize(("step", "name", "operands", "rest"), STEPS, ids=lambda v: str(v)[:30])
@@ -73,7 +81,7 @@ def test_a_step_becomes_its_operation(script_of, step, name, operands, rest):
     assert not operation.go_on
 
 
-@pytest.mark.parametrize("step", [step for step, *_ in STEPS if not isinstance(step, Store | ReportMemory)])
+@pytest.mark.parametrize("step", [step for step, *_ in STEPS if not isinstance(step, NEVER_FAIL)])
 def test_go_on_marks_the_operation(script_of, step):
     changed = type(step)(
         **{name: getattr(step, name) for name in step.__dataclass_fields__} | {"go_on": True}
@@ -108,6 +116,7 @@ def test_a_reaction_becomes_its_actions(script_of):
         .write(layout.FREE_PAGES, b"page")
         .invept()
         .invept(2, 9)
+        .apic_write(ApicRegister.EOI, 0)
         .skip()
         .resume()
         .stop()
@@ -126,6 +135,7 @@ def test_a_reaction_becomes_its_actions(script_of):
         ("SET_MEMORY", {"address": layout.FREE_PAGES, "bytes": 4}, b"page"),
         ("INVEPT", {"type": 1, "eptp": layout.EPT_TABLES | 0x1E}, None),
         ("INVEPT", {"type": 2, "eptp": 9}, None),
+        ("APIC_WRITE", {"register": 0xB0, "value": 0}, None),
         ("SKIP", {}, None),
         ("RESUME", {}, None),
         ("STOP", {}, None),

@@ -22,8 +22,17 @@ from vmxlab.sdm.controls import (
     TertiaryControls,
 )
 from vmxlab.sdm.flags import BitFlags
-from vmxlab.sdm.registers import CR4
-from vmxlab.structures import CAPABILITY_MSRS, Capabilities, ControlCapability, EptVpidCap, VmFunc
+from vmxlab.sdm.registers import CR0, CR4, RFLAGS
+from vmxlab.structures import (
+    CAPABILITY_MSRS,
+    Capabilities,
+    ControlCapability,
+    EptVpidCap,
+    FeatureControl,
+    VmFunc,
+    VmxBasic,
+    VmxMisc,
+)
 
 properties = settings(derandomize=True, max_examples=60, deadline=None)
 WORD = st.integers(0, 2**32 - 1)
@@ -267,9 +276,9 @@ def test_adjust_takes_the_set_by_name(skylake: Capabilities) -> None:
 
 
 def test_only_control_flags_can_be_asked_for(skylake: Capabilities) -> None:
-    for ask in (skylake.supports, skylake.require):
+    for ask, what in ((skylake.supports, CR4.VMXE), (skylake.require, RFLAGS.CF)):
         with pytest.raises(TypeError, match="control"):
-            ask(CR4.VMXE)
+            ask(what)
 
 
 # --- as a value --------------------------------------------------------------------------------------------
@@ -335,3 +344,44 @@ def test_capabilities_are_a_value(skylake: Capabilities, skylake_raw: dict[int, 
 
 def test_the_capability_msrs_are_480_to_493() -> None:
     assert list(CAPABILITY_MSRS) == list(range(0x480, 0x494))
+
+
+# --- needs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("need", "feature", "bit"),
+    [
+        (EptVpidCap.page_1g, "EPT pages of 1 GiB", "IA32_VMX_EPT_VPID_CAP[17]"),
+        (VmFunc.eptp_switching, "VM function 0, EPTP switching", "IA32_VMX_VMFUNC[0]"),
+        (CR4.UMIP, "CR4.UMIP", "IA32_VMX_CR4_FIXED1[11]"),
+        (CR4.PAE | CR4.PCIDE, "CR4.PCIDE", "IA32_VMX_CR4_FIXED1[17]"),
+        (CR0(1 << 40), "CR0.bit 40", "IA32_VMX_CR0_FIXED1[40]"),
+    ],
+)
+def test_a_processor_says_which_bit_tells_that_it_lacks_a_feature(processors, need, feature, bit):
+    """Penryn has neither EPT nor VM functions, and lacks the MSRs that tell of their details."""
+    with pytest.raises(MissingCapability) as caught:
+        processors["penryn"].require(need)
+    assert (caught.value.feature, caught.value.bit, caught.value.value) == (feature, bit, 0)
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        EptVpidCap.page_1g,
+        VmFunc.eptp_switching,
+        VmxMisc.activity_hlt,
+        VmxBasic.revision_id,
+        CR4.PAE | CR4.PCIDE,
+        CR0.WP,
+    ],
+)
+def test_a_feature_that_is_there_may_be_required(processors, need):
+    processors["skylake"].require(need)
+
+
+def test_what_is_no_feature_of_a_processor_is_a_type_error(processors):
+    for wrong in (vars(FeatureControl).get("lock"), 5):
+        with pytest.raises(TypeError):
+            processors["skylake"].require(wrong)

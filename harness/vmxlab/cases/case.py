@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vmxlab.cases.memory import L2_MEMORY_BYTES, PROGRAM, PROGRAM_LIMIT
+from vmxlab.cases.needs import checked_needs
 from vmxlab.cases.program import Mode
 from vmxlab.cases.reactions import Reaction, SetRegister, require_field_value
 from vmxlab.cases.steps import STANDARD, Step
@@ -19,7 +20,17 @@ from vmxlab.sdm.controls import ControlSet
 from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.flags import BitFlags
-from vmxlab.structures import Ept, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
+from vmxlab.structures import (
+    Ept,
+    EPTPointer,
+    IOBitmap,
+    MsrArea,
+    MsrBitmap,
+    PostedInterruptDescriptor,
+    VirtualApicPage,
+    VmxRegion,
+)
+from vmxlab.structures.capabilities import Need
 
 MAX_NAME = 64
 MAX_WATCHED = 64
@@ -64,6 +75,13 @@ class Case:
     shadow_vmcs  a region for the VMCS link pointer: its revision is the processor's, its shadow bit set
     vmread_bitmap, vmwrite_bitmap
                  4 KiB each, for VMCS shadowing
+    virtual_apic_page
+                 given: "use TPR shadow" is set; with that control and none given, it is all zeros. For
+                 "virtualize APIC accesses" the case's EPT maps vmxlab.image.layout.APIC_ACCESS_PAGE
+    entry_msr_load, exit_msr_store, exit_msr_load
+                 MSR areas, and with them their counts; else the counts are 0
+    posted_interrupts
+                 given: "process posted interrupts" is set
     enable, disable
                  controls by name (PrimaryControls.RDTSC_EXITING, ...) to set or clear over the baseline. What
                  the processor can't do raises MissingCapability: the case is skipped
@@ -75,7 +93,11 @@ class Case:
     watch        VMCS fields that each exit shows besides the standard ones
     reactions    see vmxlab.cases.reactions
     steps        the VMX instructions, see vmxlab.cases.steps
-    needs        controls that must be supported though the case does not enable them
+    second_program
+                 what a second processor does meanwhile: 32-bit assembly or machine code (see
+                 vmxlab.cases.second_processor); given: the machine has two processors
+    needs        what the processor must have though the case does not enable it: controls, fields of
+                 capability MSRs (EptVpidCap.page_1g), bits of CR0 or CR4 (CR4.SMXE)
     expect       the exit reasons that must come, for `vmxlab run`'s verdict; None: any
     """
 
@@ -91,6 +113,11 @@ class Case:
     shadow_vmcs: bool = False
     vmread_bitmap: bytes | None = None
     vmwrite_bitmap: bytes | None = None
+    virtual_apic_page: VirtualApicPage | None = None
+    entry_msr_load: MsrArea | None = None
+    exit_msr_store: MsrArea | None = None
+    exit_msr_load: MsrArea | None = None
+    posted_interrupts: PostedInterruptDescriptor | None = None
     enable: BitFlags | Iterable[BitFlags] = ()
     disable: BitFlags | Iterable[BitFlags] = ()
     raw_controls: Mapping[ControlSet, int] = field(default_factory=dict)
@@ -101,20 +128,22 @@ class Case:
     watch: Iterable[Field] = ()
     reactions: Iterable[Reaction] = ()
     steps: Iterable[Step] = STANDARD
-    needs: BitFlags | Iterable[BitFlags] = ()
+    needs: BitFlags | Iterable[Need] = ()
     limits: Limits = field(default_factory=Limits)
+    second_program: str | bytes | None = None
     expect: Iterable[ExitReason | int] | None = None
 
     def __post_init__(self) -> None:
         """Check all that can be checked without a processor; keep a copy of all that could change later."""
         set_ = object.__setattr__
-        for name in ("enable", "disable", "needs"):
+        for name in ("enable", "disable"):
             set_(self, name, _controls(name, getattr(self, name)))
+        set_(self, "needs", checked_needs(self.needs))
         for name in ("reactions", "steps"):
             set_(self, name, tuple(getattr(self, name)))
         for name in ("raw_controls", "registers", "data", "memory"):
             set_(self, name, dict(getattr(self, name)))
-        for name in ("io_bitmap", "msr_bitmap", "ept"):
+        for name in ("io_bitmap", "msr_bitmap", "ept", "virtual_apic_page"):
             structure = getattr(self, name)
             if structure is not None:
                 set_(self, name, structure.copy())
@@ -153,9 +182,15 @@ class Case:
             if bitmap is not None and len(bitmap) != 4096:
                 raise OutOfRange("size of a VMREAD or VMWRITE bitmap", len(bitmap), "exactly 4096 bytes")
 
+    @property
+    def processors(self) -> int:
+        """How many logical processors the machine must have."""
+        return 1 if self.second_program is None else 2
+
     def _check_sizes(self) -> None:
-        if isinstance(self.program, bytes) and len(self.program) > PROGRAM_LIMIT - PROGRAM:
-            raise OutOfRange("size of a program", len(self.program), f"{PROGRAM_LIMIT - PROGRAM:#x} bytes")
+        for program in (self.program, self.second_program):
+            if isinstance(program, bytes) and len(program) > PROGRAM_LIMIT - PROGRAM:
+                raise OutOfRange("size of a program", len(program), f"{PROGRAM_LIMIT - PROGRAM:#x} bytes")
         for what, have, limit in (
             ("watched fields", len(tuple(self.watch)), MAX_WATCHED),
             ("reactions", len(tuple(self.reactions)), MAX_REACTIONS),

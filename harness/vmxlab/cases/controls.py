@@ -26,6 +26,7 @@ from vmxlab.sdm.controls import (
 )
 from vmxlab.sdm.flags import BitFlags
 from vmxlab.structures import Capabilities
+from vmxlab.structures.capabilities import Need
 
 # Wanted where the processor has them; their absence skips no case.
 _WELCOME: tuple[BitFlags, ...] = (
@@ -48,11 +49,13 @@ class _Wish:
     mode: Mode
     enable: tuple[BitFlags, ...]
     disable: tuple[BitFlags, ...]
-    needs: tuple[BitFlags, ...]
+    needs: tuple[Need, ...]
     raw: tuple[tuple[ControlSet, int], ...]
     io_bitmap: bool
     msr_bitmap: bool
     ept: bool
+    virtual_apic_page: bool
+    posted_interrupts: bool
 
 
 def compute_controls(case: Case, capabilities: Capabilities) -> Mapping[ControlSet, int]:
@@ -66,6 +69,8 @@ def compute_controls(case: Case, capabilities: Capabilities) -> Mapping[ControlS
         io_bitmap=case.io_bitmap is not None,
         msr_bitmap=case.msr_bitmap is not None,
         ept=case.ept is not None or case.eptp is not None,
+        virtual_apic_page=case.virtual_apic_page is not None,
+        posted_interrupts=case.posted_interrupts is not None,
     )
     return _compute(wish, capabilities)
 
@@ -79,8 +84,8 @@ def _compute(wish: _Wish, capabilities: Capabilities) -> Mapping[ControlSet, int
     for flag in (*_needed(wish, capabilities), *wish.enable):
         capabilities.require(flag)
         wanted[ControlSet.of(flag)] |= flag
-    for flag in wish.needs:
-        capabilities.require(flag)
+    for need in wish.needs:
+        capabilities.require(need)
     for flag in wish.disable:
         wanted[ControlSet.of(flag)] &= ~flag
     _activate_further_sets(wanted, wish, capabilities)
@@ -101,6 +106,10 @@ def _needed(wish: _Wish, capabilities: Capabilities) -> list[BitFlags]:
     )
     if wish.msr_bitmap:
         flags.append(PrimaryControls.USE_MSR_BITMAPS)
+    if wish.virtual_apic_page:
+        flags.append(PrimaryControls.USE_TPR_SHADOW)
+    if wish.posted_interrupts:
+        flags.append(PinControls.PROCESS_POSTED_INTERRUPTS)
     if wish.mode is Mode.REAL:
         flags += [SecondaryControls.ENABLE_EPT, SecondaryControls.UNRESTRICTED_GUEST]
     elif wish.ept or capabilities.supports(SecondaryControls.ENABLE_EPT):

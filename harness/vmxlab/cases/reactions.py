@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vmxlab.errors import CaseError, OutOfRange
+from vmxlab.sdm.apic import ApicRegister, require_apic_register
 from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.registers import GENERAL_REGISTERS
@@ -73,6 +74,18 @@ class InveptAction:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteApic:
+    """Write a register of L1's local APIC."""
+
+    register: int
+    value: int
+
+    def __post_init__(self) -> None:
+        require_apic_register(self.register)
+        _require_width("value of an APIC register", self.value, 32)
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     """Go on behind the instruction that exited."""
 
@@ -87,7 +100,7 @@ class Stop:
     """End the entry; the case's next step follows."""
 
 
-Act = SetRegister | SetField | SetMemory | InveptAction | Skip | Resume | Stop
+Act = SetRegister | SetField | SetMemory | InveptAction | WriteApic | Skip | Resume | Stop
 
 
 def _require_width(what: str, value: int, bits: int) -> None:
@@ -144,6 +157,10 @@ class Reaction:
     def invept(self, type: int = 1, eptp: int | None = None) -> Reaction:
         """INVEPT, single-context on the case's EPTP unless said otherwise."""
         return self._and(InveptAction(type, eptp))
+
+    def apic_write(self, register: ApicRegister | int, value: int) -> Reaction:
+        """Write a 32-bit register of L1's local APIC, such as its EOI; undone at the end of the case."""
+        return self._and(WriteApic(int(register), value))
 
     def inject(
         self, interruption: int, *, error_code: int | None = None, length: int | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmxlab.errors import OutOfRange
+from vmxlab.sdm.apic import ApicRegister, require_apic_register
 from vmxlab.sdm.fields import Field
 
 
@@ -130,6 +131,38 @@ class Wrmsr(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class ApicRead(Step):
+    """Read a 32-bit register of L1's local APIC; the outcome shows the value."""
+
+    register: ApicRegister | int
+
+    def __post_init__(self) -> None:
+        require_apic_register(self.register)
+
+
+@dataclass(frozen=True, slots=True)
+class ApicWrite(Step):
+    """Write a 32-bit register of L1's local APIC, such as the interrupt command register.
+
+    At the end of the case the monitor takes all interrupts and NMIs that are left, and an INIT, too, which
+    comes with VMXOFF; then it sets the APIC up as it was. An INIT or a SIPI outside of VMX operation, before
+    the end, resets the machine.
+
+    Under KVM the monitor itself runs the APIC timer, masked (guest/cpu/heartbeat.c). A case may take the
+    timer for itself. It then must not let L2 or a loop of L1 wait for anything else but this timer, as a KVM in
+    Bochs may not get the processor back without one.
+    """
+
+    register: ApicRegister | int
+    value: int
+
+    def __post_init__(self) -> None:
+        require_apic_register(self.register)
+        if not 0 <= self.value < 1 << 32:
+            raise OutOfRange("value of an APIC register", self.value, "32 bits")
+
+
+@dataclass(frozen=True, slots=True)
 class SetCr0(Step):
     """MOV to CR0 in L1; undone at the end of the case."""
 
@@ -161,9 +194,13 @@ class ReportMemory(Step):
 
 @dataclass(frozen=True, slots=True)
 class Enter(Step):
-    """VMLAUNCH (or VMRESUME), and all exits and reactions until one stops."""
+    """VMLAUNCH (or VMRESUME), and all exits and reactions until one stops.
+
+    `report_vmcs`: the log of an entry that fails holds the whole VMCS.
+    """
 
     resume: bool = False
+    report_vmcs: bool = True
 
 
 STANDARD: tuple[Step, ...] = (Vmxon(), Vmclear(), Vmptrld(), WriteVmcs(), Enter())

@@ -282,6 +282,7 @@ class Engine(ABC):
         model: str | None = None,
         why: str = "",
         memory_mb: int = 64,
+        processors: int = 1,
         extra: Sequence[str] = (),
         start_deadline_s: float = 30.0,
     ) -> Machine:

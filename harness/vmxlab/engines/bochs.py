@@ -152,6 +152,7 @@ class BochsEngine(Engine):
         model: str | None = None,
         why: str = "",
         memory_mb: int = 64,
+        processors: int = 1,
         extra: Sequence[str] = (),
         start_deadline_s: float = 30.0,
     ) -> BochsMachine:
@@ -168,6 +169,7 @@ class BochsEngine(Engine):
                 com1=f"mode=socket-client, dev=127.0.0.1:{listener.getsockname()[1]}",
                 model=model,
                 memory_mb=memory_mb,
+                processors=processors,
                 log_name=files.log.name,
                 extra=extra,
             )

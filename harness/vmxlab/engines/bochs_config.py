@@ -43,6 +43,7 @@ def settings(
     com1: str,
     model: str,
     memory_mb: int,
+    processors: int = 1,
     log_name: str,
     ips: int = IPS,
     ignore_bad_msrs: bool = False,
@@ -64,7 +65,7 @@ def settings(
         # No VGA BIOS: the image brings no firmware that would call it. No VBE: its frame buffer costs 10 ms.
         "vga: extension=none, update_freq=1",
         "pci: enabled=0",
-        f"cpu: model={model}, count=1, ips={ips}, reset_on_triple_fault=0, "
+        f"cpu: model={model}, count={processors}, ips={ips}, reset_on_triple_fault=0, "
         f"ignore_bad_msrs={int(ignore_bad_msrs)}",
         # Emulated time follows instructions alone, and starts at one date: the same image runs the same way.
         "clock: sync=none, time0=946684800",

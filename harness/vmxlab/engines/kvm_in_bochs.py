@@ -161,6 +161,7 @@ class KvmInBochsEngine(QemuKvmEngine):
         model: str | None = None,
         why: str = "",
         memory_mb: int = 64,
+        processors: int = 1,
         extra: Sequence[str] = (),
         start_deadline_s: float = _BOOT_DEADLINE_S,
     ) -> CarrierMachine:
@@ -174,7 +175,7 @@ class KvmInBochsEngine(QemuKvmEngine):
         wanted = _Model.of(name)
         inside = RomImage(_IMAGE_IN_CARRIER, image.size_bytes)
         arguments = [
-            *self.arguments(inside, model=str(wanted), memory_mb=memory_mb),
+            *self.arguments(inside, model=str(wanted), memory_mb=memory_mb, processors=processors),
             *("-chardev", "serial,id=serial,path=/dev/ttyS1", *VIRTIO_SERIAL),
             *("-chardev", "serial,id=qmp,path=/dev/ttyS2", "-mon", "chardev=qmp,mode=control"),
             *START_PAUSED,

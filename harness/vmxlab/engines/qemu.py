@@ -248,7 +248,7 @@ class QemuEngine(Engine):
     def cpu_argument(self, base: str, features: Sequence[str]) -> str:
         """The value of -cpu for a model and its switches. Raises EngineUnavailable for what can't be."""
 
-    def arguments(self, rom: RomImage, *, model: str, memory_mb: int) -> list[str]:
+    def arguments(self, rom: RomImage, *, model: str, memory_mb: int, processors: int = 1) -> list[str]:
         """QEMU's arguments but for the channels. Raises EngineUnavailable for a model that can't be."""
         base, *features = model.split(",")
         for feature in (base, *features):
@@ -260,7 +260,7 @@ class QemuEngine(Engine):
         return [
             *("-nodefaults", "-no-user-config"),
             *("-display", "none", "-vga", "none", "-monitor", "none"),
-            *(*MACHINE, "-m", str(memory_mb)),
+            *(*MACHINE, "-m", str(memory_mb), "-smp", str(processors)),
             *("-accel", self.accelerator, "-cpu", self.cpu_argument(base, features)),
             *("-bios", str(rom.path)),
         ]
@@ -273,6 +273,7 @@ class QemuEngine(Engine):
         model: str | None = None,
         why: str = "",
         memory_mb: int = 64,
+        processors: int = 1,
         extra: Sequence[str] = (),
         start_deadline_s: float = 30.0,
     ) -> QemuMachine:
@@ -281,7 +282,7 @@ class QemuEngine(Engine):
         image = RomImage.check(rom)
         program = self._program()
         model = model or self.default_model
-        arguments = self.arguments(image, model=model, memory_mb=memory_mb)
+        arguments = self.arguments(image, model=model, memory_mb=memory_mb, processors=processors)
         files = logs.claim(log_dir, self.name)
         with contextlib.ExitStack() as undo:
             serial, serial_end = (undo.enter_context(end) for end in socket.socketpair())

@@ -16,13 +16,17 @@ from vmxlab.cases.case import Case
 from vmxlab.cases.controls import compute_controls
 from vmxlab.cases.guest_state import guest_efer, guest_memory, guest_state
 from vmxlab.cases.memory import L2_MEMORY, L2_MEMORY_BYTES, PROGRAM, PROGRAM_SYMBOLS, guest_ept
-from vmxlab.cases.program import Request, assemble_many
-from vmxlab.cases.reactions import Reaction, SetMemory
+from vmxlab.cases.program import Mode, Request, assemble_many
+from vmxlab.cases.reactions import Reaction, SetMemory, WriteApic
+from vmxlab.cases.second_processor import HALT, SECOND_PROGRAM_SYMBOLS
+from vmxlab.cases.sweep import Sweep, Swept
 from vmxlab.errors import CaseError, OutOfRange, OverlappingPages
 from vmxlab.image import layout, script
+from vmxlab.image.areas import areas_of
 from vmxlab.image.host_state import host_efer, host_state
 from vmxlab.image.monitor import Monitor
 from vmxlab.image.protocol import Op
+from vmxlab.sdm.apic import APIC_DEFAULT_BASE
 from vmxlab.sdm.controls import (
     ControlSet,
     EntryControls,
@@ -31,11 +35,12 @@ from vmxlab.sdm.controls import (
     PrimaryControls,
     SecondaryControls,
 )
-from vmxlab.sdm.fields import Field
+from vmxlab.sdm.fields import Field, FieldType
 from vmxlab.structures import Capabilities, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
 from vmxlab.structures.region import SHADOW_INDICATOR
 
 PREEMPTION_TIMER_MAX = 0xFFFF_FFFF
+_L2_ZEROS = bytes(L2_MEMORY_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,10 @@ class CompiledCase:
     fields: Mapping[Field, int]
     """All VMWRITEs, in order."""
     eptp: int | None
+    target: Target
+    contents: tuple[tuple[int, bytes], ...]
+    """The machine's memory when the case starts, by its addresses; later ones lie over earlier ones. A region
+    that the monitor gives the processor's revision identifier has it here, too."""
 
 
 def compile_cases(cases: Sequence[Case], target: Target, *, first_number: int = 0) -> list[CompiledCase]:
@@ -92,6 +101,16 @@ def compile_case(
     if program is None:
         (program,) = assemble_programs([case])
     return _Compiler(case, target, number, program).compile()
+
+
+def _second_program(case: Case) -> bytes | None:
+    """The machine code of what the second processor does."""
+    if case.second_program is None or isinstance(case.second_program, bytes):
+        return case.second_program
+    (program,) = assemble_many(
+        [Request(case.second_program, Mode.PROTECTED, layout.SECOND_PROGRAM, SECOND_PROGRAM_SYMBOLS)]
+    )
+    return program.code
 
 
 def _require_own(address: int, length: int, what: str) -> None:
@@ -128,6 +147,10 @@ class _Pages:
         self.claim(address, len(content), what)
         self._contents.append((address, content))
 
+    def contents(self) -> tuple[tuple[int, bytes], ...]:
+        """What lies where."""
+        return tuple(self._contents)
+
     def units(self, *, zeroed: bool = False) -> list[bytes]:
         """The operations that fill it; `zeroed` memory needs no zeros."""
         return [unit for at, content in self._contents for unit in script.page(at, content, zeroed=zeroed)]
@@ -141,6 +164,8 @@ class _Compiler:
     program: bytes
     pages: _Pages = field(default_factory=_Pages)
     regions: list[bytes] = field(default_factory=list)
+    revisions: list[tuple[int, bytes]] = field(default_factory=list)
+    l2_parts: _Pages = field(default_factory=_Pages)
     eptp: int | None = None
 
     def compile(self) -> CompiledCase:
@@ -155,6 +180,9 @@ class _Compiler:
         self.pages.claim(L2_MEMORY, L2_MEMORY_BYTES, "L2's memory")
         for address, content in case.memory.items():
             self.pages.add(address, bytes(content), f"the case's memory at {address:#x}")
+        second = _second_program(case)
+        if second is not None:
+            self.pages.add(layout.SECOND_PROGRAM, second + HALT, "the second processor's program")
         units = [
             script.case(self.number, case.name),
             *self.pages.units(),
@@ -165,10 +193,20 @@ class _Compiler:
             *(self._reaction(reaction) for reaction in case.reactions),
             script.watch(tuple(case.watch)),
         ]
+        if self._may_use_apic():
+            units.append(script.op(Op.APIC_USED))
+        if second is not None:
+            units.append(script.with_u32(Op.SECOND_PROCESSOR, layout.SECOND_PROGRAM))
         for step in case.steps:
             units += self._step(step, fields)
         units.append(script.op(Op.END))
-        return CompiledCase(case, tuple(units), controls, fields, self.eptp)
+        contents = (
+            *self.pages.contents(),
+            *self.revisions,
+            (L2_MEMORY, _L2_ZEROS),
+            *self.l2_parts.contents(),
+        )
+        return CompiledCase(case, tuple(units), controls, fields, self.eptp, self.target, contents)
 
     def _secondary_active(self, controls: Mapping[ControlSet, int]) -> bool:
         return bool(controls[ControlSet.PRIMARY] & PrimaryControls.ACTIVATE_SECONDARY_CONTROLS)
@@ -186,6 +224,8 @@ class _Compiler:
         self.pages.add(address, VmxRegion.uninit().to_bytes() if region is None else region.to_bytes(), what)
         if region is None:
             self.regions.append(script.revision(address, flags))
+            revision = self.target.capabilities.basic.revision_id | flags
+            self.revisions.append((address, revision.to_bytes(4, "little")))
 
     def _lay_out_structures(
         self, controls: Mapping[ControlSet, int], secondary: int, *, with_ept: bool
@@ -213,6 +253,10 @@ class _Compiler:
             if bitmap is not None or secondary & SecondaryControls.VMCS_SHADOWING:
                 self.pages.add(address, bytes(4096) if bitmap is None else bitmap, name.name)
                 fields[name] = address
+        areas = areas_of(case, controls, secondary)
+        for address, content, what in areas.memory:
+            self.pages.add(address, content, what)
+        fields |= areas.fields
         if with_ept:
             fields[Field.EPT_POINTER] = self._lay_out_ept()
         return fields
@@ -236,7 +280,7 @@ class _Compiler:
 
     def _l2_memory(self, *, with_ept: bool) -> list[bytes]:
         """L2's memory: zeros, then its tables, its program and the case's data, which may not overlap."""
-        parts = _Pages()
+        parts = self.l2_parts
         for gpa, content in guest_memory(self.case.mode, with_ept=with_ept).items():
             parts.add(L2_MEMORY + gpa, content, "L2's descriptor and page tables")
         if self.program:
@@ -245,6 +289,27 @@ class _Compiler:
             if content:
                 parts.add(L2_MEMORY + gpa, bytes(content), f"data at L2 address {gpa:#x}")
         return [script.fill(L2_MEMORY, L2_MEMORY_BYTES), *parts.units(zeroed=True)]
+
+    # --- the local APIC ------------------------------------------------------------------------------------
+
+    def _may_use_apic(self) -> bool:
+        """Whether the case, L2 or the second processor may send interrupts, or set up the APIC.
+
+        L2 can if a paging structure, its own or EPT's, holds the APIC's address: whatever the case puts into
+        memory is looked through for that. Too often costs a little time, too seldom the next case's truth.
+        """
+        if self.case.second_program is not None:
+            return True
+        if any(isinstance(step, s.ApicRead | s.ApicWrite) for step in self.case.steps):
+            return True
+        actions = [action for reaction in self.case.reactions for action in reaction.actions]
+        if any(isinstance(action, WriteApic) for action in actions):
+            return True
+        contents = [content for _, content in self.pages.contents()]
+        contents += [bytes(content) for content in self.case.data.values()]
+        contents += [action.data for action in actions if isinstance(action, SetMemory)]
+        contents += [step.data for step in self.case.steps if isinstance(step, s.Store)]
+        return any(entry in content for content in contents for entry in _ENTRIES_OF_APIC)
 
     # --- fields -------------------------------------------------------------------------------------------
 
@@ -307,8 +372,9 @@ class _Compiler:
                 return [b"".join(script.vmwrites([(int(field), value)], go_on=go_on))]
             case s.Vmread(field=field):
                 return [script.with_u32(Op.VMREAD, int(field), go_on=go_on)]
-            case s.Enter(resume=resume):
-                return [script.enter(resume=resume, max_exits=self.case.limits.exits, go_on=go_on)]
+            case s.Enter(resume=resume, report_vmcs=report_vmcs):
+                most = self.case.limits.exits
+                return [script.enter(resume=resume, max_exits=most, report_vmcs=report_vmcs, go_on=go_on)]
             case s.Invept(type=kind, eptp=eptp):
                 return [script.with_u64(Op.INVEPT, kind, self._eptp_for(eptp), 0, go_on=go_on)]
             case s.Invvpid(type=kind, vpid=vpid, linear_address=address):
@@ -317,6 +383,10 @@ class _Compiler:
                 return [script.with_u32(Op.RDMSR, msr, go_on=go_on)]
             case s.Wrmsr(msr=msr, value=value):
                 return [script.wrmsr(msr, value, go_on=go_on)]
+            case s.ApicRead(register=register):
+                return [script.with_u32(Op.APIC_READ, register)]
+            case s.ApicWrite(register=register, value=value):
+                return [script.apic_write(register, value)]
             case s.SetCr0(value=value):
                 return [script.with_u64(Op.CR0, value, go_on=go_on)]
             case s.SetCr4(value=value):
@@ -332,7 +402,17 @@ class _Compiler:
                 return [script.op(Op.VMPTRST, go_on=go_on)]
             case s.Vmcall():
                 return [script.op(Op.VMCALL, go_on=go_on)]
+            case Sweep():
+                return [self._sweep(step)]
         raise CaseError(f"{step!r} is no step the monitor knows")
+
+    def _sweep(self, step: Sweep) -> bytes:
+        """A sweep's exits come thick and fast: the monitor relies on the host-state area being its own."""
+        own = [field for field in self.case.fields if field.type is FieldType.HOST_STATE]
+        if own:
+            raise CaseError(f"a case with a sweep can't change the host-state area: {own[0].name}")
+        bits = {Swept.IO: layout.IO_BITMAP_A, Swept.MSR: layout.MSR_BITMAP}
+        return script.sweep(step, bits[step.walk.bitmap] if step.walk else 0)
 
     def _region_step(self, code: Op, region: int | None, default: int, go_on: bool) -> bytes:
         return script.with_u64(code, default if region is None else region, go_on=go_on)
@@ -342,6 +422,12 @@ class _Compiler:
         if chosen is None:
             raise CaseError("the case executes INVEPT without an EPTP, and runs without EPT")
         return chosen
+
+
+# Bits 47:16 of an entry that maps the page, or the 2 MiB or 1 GiB around it.
+_ENTRIES_OF_APIC = tuple(
+    (APIC_DEFAULT_BASE >> shift << shift >> 16).to_bytes(4, "little") for shift in (12, 21, 30)
+)
 
 
 @lru_cache(maxsize=1)

@@ -13,6 +13,9 @@ MIB = 1024 * KIB
 MEMORY_BYTES = 64 * MIB
 """RAM that every engine gives a machine."""
 
+TRAMPOLINE = 0x8000
+"""Where the second processor starts: a SIPI names a page below 1 MiB (SDM Vol. 3A, 9.4.3)."""
+
 MONITOR_BASE = 1 * MIB
 MONITOR_LIMIT = 2 * MIB
 
@@ -49,10 +52,22 @@ VMREAD_BITMAP = CASE_BASE + 0x6000
 VMWRITE_BITMAP = CASE_BASE + 0x7000
 VIRTUAL_APIC_PAGE = CASE_BASE + 0x8000
 APIC_ACCESS_PAGE = CASE_BASE + 0x9000
+POSTED_INTERRUPT_DESCRIPTOR = CASE_BASE + 0xA000
 EPT_TABLES = CASE_BASE + 0x10000
 """The EPT's root; its other tables follow."""
 EPT_TABLES_MAX = 0xF0
 """So many pages of tables fit before the next MiB."""
+
+# The MSR areas have the next MiB; the EPT's tables end before it.
+ENTRY_MSR_LOAD_AREA = CASE_BASE + 0x100000
+EXIT_MSR_STORE_AREA = CASE_BASE + 0x110000
+EXIT_MSR_LOAD_AREA = CASE_BASE + 0x120000
+MSR_AREA_BYTES = 64 * KIB
+"""Room for 4,096 entries: the most that any IA32_VMX_MISC[27:25] recommends."""
+
+SECOND_PROGRAM = CASE_BASE + 0x180000
+"""What the second processor runs."""
+SECOND_PROGRAM_BYTES = 64 * KIB
 
 # vmxlab.cases.memory.L2_MEMORY lies here, at CASE_BASE + 2 MiB.
 

@@ -63,6 +63,14 @@ class Op(IntEnum):
     """value u64."""
     CR4 = 35
     """value u64."""
+    APIC_USED = 36
+    """The case may use the local APIC: its setup is kept, and put back when the case ends."""
+    APIC_WRITE = 37
+    """register u32, value u32: of L1's local APIC."""
+    APIC_READ = 38
+    """register u32."""
+    SECOND_PROCESSOR = 39
+    """program u32: the second processor runs what lies there, until the case ends."""
     REGISTERS = 48
     """mask u16, then a u64 for each set bit: L2's general registers."""
     WATCH = 49
@@ -75,10 +83,15 @@ class Op(IntEnum):
     """resume u8, max_exits u32: VMLAUNCH (or VMRESUME) and all that follows."""
     MEMORY = 53
     """address u64, bytes u32: reports memory."""
+    SWEEP = 54
+    """Enter once for each value of a register, and digest the exits; operands: `vmxlab.image.script.sweep`."""
 
 
 OP_GO_ON = 0x80
 """ORed to an operation: its failure does not end the case."""
+
+ENTER_RESUME, ENTER_WITHOUT_VMCS_REPORT = 1, 2
+"""Bits of the first operand of ENTER."""
 
 
 class Action(IntEnum):
@@ -96,6 +109,8 @@ class Action(IntEnum):
     """address u64, bytes u32, data."""
     INVEPT = 6
     """type u64, EPTP u64."""
+    APIC_WRITE = 7
+    """register u32, value u32."""
 
 
 def c_header(build_id: int) -> str:
@@ -116,6 +131,7 @@ def c_header(build_id: int) -> str:
         ("SELECTOR_CODE", layout.SELECTOR_CODE),
         ("SELECTOR_DATA", layout.SELECTOR_DATA),
         ("SELECTOR_TSS", layout.SELECTOR_TSS),
+        ("TRAMPOLINE", layout.TRAMPOLINE),
     ]
     lines = [
         "/* Made by vmxlab.image.protocol: do not edit. */",
@@ -126,6 +142,8 @@ def c_header(build_id: int) -> str:
     lines += [f"#define {name} {value:#x}u" for name, value in defines]
     lines += [f'#define CONSOLE_PROMPT "{CONSOLE_PROMPT}"', ""]
     lines += [*_c_enum("op", "OP_", Op), f"#define OP_GO_ON {OP_GO_ON:#x}", ""]
+    lines += [f"#define ENTER_RESUME {ENTER_RESUME:#x}"]
+    lines += [f"#define ENTER_WITHOUT_VMCS_REPORT {ENTER_WITHOUT_VMCS_REPORT:#x}", ""]
     lines += _c_enum("action", "ACTION_", Action)
     return "\n".join([*lines, "#endif", ""])
 

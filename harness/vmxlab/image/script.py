@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from vmxlab.cases import reactions as r
+from vmxlab.cases.sweep import REASONS, U64_MASK, Sweep
 from vmxlab.errors import CaseError, OutOfRange
-from vmxlab.image.protocol import OP_GO_ON, Action, Op
+from vmxlab.image.protocol import ENTER_RESUME, ENTER_WITHOUT_VMCS_REPORT, OP_GO_ON, Action, Op
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.registers import GENERAL_REGISTERS
 
@@ -67,6 +68,11 @@ def wrmsr(msr: int, value: int, *, go_on: bool = False) -> bytes:
     return op(Op.WRMSR, go_on=go_on) + struct.pack("<IQ", msr, value)
 
 
+def apic_write(register: int, value: int) -> bytes:
+    """Write a register of L1's local APIC."""
+    return op(Op.APIC_WRITE) + struct.pack("<II", register, value)
+
+
 def vmwrites(values: Sequence[tuple[int, int]], *, go_on: bool = False) -> list[bytes]:
     """VMWRITEs, as units: the header and one unit for each field."""
     head = op(Op.VMWRITES, go_on=go_on) + struct.pack("<H", len(values))
@@ -85,14 +91,46 @@ def watch(fields: Sequence[Field]) -> bytes:
     return op(Op.WATCH) + struct.pack(f"<B{len(fields)}I", len(fields), *fields)
 
 
-def enter(*, resume: bool, max_exits: int, go_on: bool = False) -> bytes:
+def enter(*, resume: bool, max_exits: int, report_vmcs: bool = True, go_on: bool = False) -> bytes:
     """VM entry and all that follows."""
-    return op(Op.ENTER, go_on=go_on) + struct.pack("<BI", resume, max_exits)
+    how = (ENTER_RESUME if resume else 0) | (0 if report_vmcs else ENTER_WITHOUT_VMCS_REPORT)
+    return op(Op.ENTER, go_on=go_on) + struct.pack("<BI", how, max_exits)
 
 
 def report_memory(address: int, length: int) -> bytes:
     """Have memory reported."""
     return op(Op.MEMORY) + struct.pack("<QI", address, length)
+
+
+def sweep(step: Sweep, bits: int) -> bytes:
+    """A sweep (guest/monitor/sweep.c); `bits`: machine address of the bitmap it walks over, 0 for none."""
+    go_on = sum(1 << reason for reason in range(REASONS) if reason not in step.stop)
+    walk = step.walk
+    return (
+        op(Op.SWEEP, go_on=step.go_on)
+        + struct.pack(
+            "<BBBQQQQQQIIQIIB",
+            step.resume,
+            step.report_all,
+            GENERAL_REGISTERS.index(step.register),
+            go_on & U64_MASK,
+            go_on >> 64,
+            step.rip,
+            step.first,
+            step.stride,
+            step.mask,
+            step.count,
+            step.block,
+            bits,
+            walk.first if walk else 0,
+            walk.stride if walk else 0,
+            walk.value if walk else 0,
+        )
+        + struct.pack("<BBB", len(step.offsets), len(step.fields), len(step.exception_fields))
+        + struct.pack(f"<{len(step.offsets)}Q", *(offset & U64_MASK for offset in step.offsets))
+        + struct.pack(f"<{len(step.fields)}I", *step.fields)
+        + struct.pack(f"<{len(step.exception_fields)}I", *step.exception_fields)
+    )
 
 
 _DEFAULT_CODES = {r.Skip: Action.SKIP, r.Resume: Action.RESUME, r.Stop: Action.STOP}
@@ -140,6 +178,8 @@ def _action(action: r.Act, eptp: int | None) -> bytes:
             if chosen is None:
                 raise CaseError("a reaction executes INVEPT, but the case runs without EPT and names no EPTP")
             return struct.pack("<BQQ", Action.INVEPT, kind, chosen)
+        case r.WriteApic(register, value):
+            return struct.pack("<BII", Action.APIC_WRITE, register, value)
         case r.Skip():
             return bytes([Action.SKIP])
         case r.Resume():

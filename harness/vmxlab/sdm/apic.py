@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from vmxlab.errors import OutOfRange
 from vmxlab.sdm.flags import BitFlags
 
 # Where the registers stand after a reset, until IA32_APIC_BASE says otherwise (Vol. 3A, 11.4.1).
@@ -69,6 +70,12 @@ class ApicRegister(IntEnum):
     def default_address(self) -> int:
         """The physical address, where IA32_APIC_BASE is as after a reset."""
         return APIC_DEFAULT_BASE + self
+
+
+def require_apic_register(offset: int) -> None:
+    """Raise OutOfRange for what is no offset of a register: multiples of 16 in one page (Vol. 3A, 11.4.1)."""
+    if not 0 <= offset < 0x1000 or offset % 0x10:
+        raise OutOfRange("offset of an APIC register", offset, "a multiple of 16, below 0x1000")
 
 
 class ApicDeliveryMode(IntEnum):

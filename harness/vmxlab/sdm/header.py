@@ -16,7 +16,7 @@ from enum import IntEnum
 from vmxlab.sdm import EDITION, apic, exit_reasons, registers
 from vmxlab.sdm.controls import ControlSet
 from vmxlab.sdm.exit_reasons import ExitReason
-from vmxlab.sdm.fields import Field
+from vmxlab.sdm.fields import Field, FieldType
 from vmxlab.sdm.flags import BitFlags
 from vmxlab.sdm.instruction_errors import InstructionError
 from vmxlab.sdm.interruption import InterruptionType
@@ -93,7 +93,14 @@ def constants() -> Iterator[tuple[str, str, int]]:
 
 def c_header() -> str:
     """The text of `vmx_facts.h`."""
-    return "".join([_PROLOGUE, *_lines(constants()), _EPILOGUE])
+    return "".join([_PROLOGUE, *_lines(constants()), *_writable_fields(), _EPILOGUE])
+
+
+def _writable_fields() -> Iterator[str]:
+    """A list for an initializer: the fields whose values are software's own."""
+    fields = [field for field in Field if field.type is not FieldType.EXIT_INFORMATION]
+    yield "\n/* VMCS fields that software writes: all but the VM-exit information */\n"
+    yield f"#define VMCS_WRITABLE_FIELDS {', '.join(f'{int(field):#x}u' for field in fields)}\n"
 
 
 def _lines(entries: Iterable[tuple[str, str, int]]) -> Iterator[str]:

@@ -15,15 +15,19 @@ from vmxlab.errors import CaseError, MissingCapability, VmxlabError
 from vmxlab.sdm.controls import ControlSet, SecondaryControls
 from vmxlab.sdm.flags import BitFlags
 from vmxlab.sdm.msrs import Msr
+from vmxlab.sdm.registers import CR0, CR4
 from vmxlab.structures.capability_msrs import EptVpidCap, VmcsEnum, VmFunc, VmxBasic, VmxMisc
 from vmxlab.structures.checks import require_bits
 from vmxlab.structures.control_capability import ControlCapability
+from vmxlab.structures.register import Bits, Register
 
 __all__ = [
     "CAPABILITY_MSRS",
+    "CAPABILITY_REGISTERS",
     "Capabilities",
     "ControlCapability",
     "EptVpidCap",
+    "Need",
     "VmFunc",
     "VmcsEnum",
     "VmxBasic",
@@ -32,6 +36,16 @@ __all__ = [
 
 CAPABILITY_MSRS: tuple[Msr, ...] = tuple(msr for msr in Msr if msr.name.startswith("IA32_VMX_"))
 """The capability MSRs that Appendix A lists, in order of their addresses."""
+
+Need = BitFlags | Bits
+"""What a processor may be asked for: a control, a field of a capability MSR (`EptVpidCap.page_1g`), or a bit
+of CR0 or CR4 that must be free to be 1 in VMX operation (`CR4.SMXE`)."""
+
+
+CAPABILITY_REGISTERS: Mapping[type[Register], str] = MappingProxyType(
+    {VmxBasic: "basic", VmxMisc: "misc", VmcsEnum: "vmcs_enum", EptVpidCap: "ept_vpid", VmFunc: "vmfunc"}
+)
+"""The MSRs with fields, and the property of `Capabilities` that reads each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +180,35 @@ class Capabilities:
             return False
         return not int(flag) & ~self.control(controls).allowed1
 
-    def require(self, flag: BitFlags) -> None:
-        """Nothing if all controls in `flag` may be 1; else MissingCapability for the first that may not.
+    def require(self, need: Need) -> None:
+        """Nothing if all controls in `need` may be 1; else MissingCapability for the first that may not.
 
         The bit named is the reason: for a set that can't be activated at all it is the activating control's.
+        Of a field of a capability MSR: that it is not 0. Of bits of CR0 or CR4: that they may be 1 in VMX
+        operation (A.7, A.8). TypeError for anything else.
         """
+        if isinstance(need, Bits):
+            self._register(need.owner).require(need.name)
+        elif isinstance(need, CR0 | CR4):
+            self._require_register_bits(need)
+        else:
+            self._require_control(need)
+
+    def _register(self, kind: type[Register]) -> Register:
+        if kind not in CAPABILITY_REGISTERS:
+            raise TypeError(f"{kind.__name__} is none of the capability MSRs")
+        register: Register = getattr(self, CAPABILITY_REGISTERS[kind])
+        return register
+
+    def _require_register_bits(self, need: CR0 | CR4) -> None:
+        name = type(need).__name__
+        msr = Msr[f"IA32_VMX_{name}_FIXED1"]
+        missing = int(need) & ~self._read(msr)
+        if missing:
+            bit = (missing & -missing).bit_length() - 1
+            raise MissingCapability(f"{name}.{type(need)(1 << bit).describe()}", f"{msr.name}[{bit}]")
+
+    def _require_control(self, flag: BitFlags) -> None:
         controls = ControlSet.of(flag)
         capability = self.control(controls)
         missing = int(flag) & ~capability.allowed1

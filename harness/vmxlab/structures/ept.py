@@ -276,6 +276,12 @@ class Ept:
         for start, table, index in self._root.leaves(0, 0, (1 << _GPA_BITS) - 1):
             yield start, table.level, table.entries[index]
 
+    def table_entries(self) -> Iterator[tuple[int, int, int]]:
+        """Every entry that leads to a table, as (first address it controls, level, value without address)."""
+        for start, table in self._root.place(0):
+            for index in sorted(table.children):
+                yield start + (index << shift_of(table.level)), table.level, table.entries[index]
+
     @property
     def table_count(self) -> int:
         """How many tables there are, the PML4 table included; each takes a page."""

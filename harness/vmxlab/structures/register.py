@@ -18,16 +18,22 @@ from vmxlab.structures.checks import require_bits
 class Bits:
     """A field of several bits, `high`:`low`, read as a number."""
 
-    __slots__ = ("feature", "high", "low", "name")
+    __slots__ = ("feature", "high", "low", "name", "owner")
 
     def __init__(self, high: int, low: int, feature: str) -> None:
         self.high = high
         self.low = low
         self.feature = feature
         self.name = ""
+        self.owner: type[Register]
 
     def __set_name__(self, owner: type[Register], name: str) -> None:
         self.name = name
+        self.owner = owner
+
+    def __repr__(self) -> str:
+        """As it is written: EptVpidCap.page_1g."""
+        return f"{self.owner.__name__}.{self.name}"
 
     @overload
     def __get__(self, register: None, owner: type[Register]) -> Self: ...
