@@ -25,6 +25,13 @@ test: guest ## the whole suite
 test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
 	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine auto-kvm tests/exits $(ARGS)
 
+coverage: guest ## which exit reasons the tests see on bochs and kvm-in-bochs, into docs/coverage.md
+	$(Q)mkdir -p docs
+	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine bochs,kvm-in-bochs --vmx-coverage build/coverage.jsonl tests/exits $(ARGS)
+	$(Q).venv/bin/vmxlab coverage build/coverage.jsonl --markdown > build/coverage.md; test $$? -le 1
+	$(Q)mv build/coverage.md docs/coverage.md
+	$(Q).venv/bin/vmxlab coverage build/coverage.jsonl --minimum bochs=55,kvm-in-bochs=45
+
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
 
@@ -68,4 +75,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm console image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm coverage console image carrier bench wheel lint environment guest clean distclean help

@@ -16,28 +16,33 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmxlab.pytest_coverage import Recorder, coverage_line, without_engine
+from vmxlab.pytest_fixture import TestAtHand, VmxlabFixture
+from vmxlab.pytest_oracle import OracleCheck
+from vmxlab.reports.coverage_file import processor_line
+
 if TYPE_CHECKING:
-    from vmxlab.cases.case import Case
-    from vmxlab.console.lab import Lab
-    from vmxlab.console.run import Run
-    from vmxlab.sdm.flags import BitFlags
-    from vmxlab.structures import Capabilities
+    from vmxlab.console.run import Exit, Run
 
 _FIXTURE = "vmxlab"
-_RUNS = pytest.StashKey["list[Run]"]()
-"""The runs of the test at hand."""
+_TEST = pytest.StashKey[TestAtHand]()
 _REFUSED = pytest.StashKey[str]()
 """Why a test can't run."""
 _ENTRIES = pytest.StashKey["Counter[str]"]()
 """The VM entries that an engine counted, by its title."""
+_PROCESSORS = pytest.StashKey[list[Mapping[str, object]]]()
+"""What the processors can do that tests ran on, as lines of the coverage file."""
+_KNOWN = pytest.StashKey[str]()
+"""The key of the known difference for which a test is expected to fail."""
 _WORKER_ENTRIES = "vmx_entries"
+_WORKER_PROCESSORS = "vmx_processors"
 _MAX_LOG_LINES = 200
 _MAX_SECTIONS = 10
 _OPTION = "--vmx-engine"
@@ -59,21 +64,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="keep the logs of a session in which nothing failed too",
     )
+    group.addoption(
+        "--vmx-coverage",
+        default=None,
+        metavar="FILE",
+        help="write which exit reasons the tests have seen, for `vmxlab coverage FILE`",
+    )
+    group.addoption(
+        "--vmx-oracle", action="store_true", help="check every run by the oracle as well (Run.check())"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The markers, and this session's log folder (made when the first log is)."""
     for marker in (
-        "vmx_needs(*controls): skip where the processor lacks one of these controls",
+        "vmx_needs(*needs): run where the processor has all of these controls or features, else skip",
         "vmx_also_on(*engines): run on these engines as well; skipped where one can't run",
         "vmx_known_difference(key): fails on an engine that differs from the SDM (strict)",
     ):
         config.addinivalue_line("markers", marker)
-    config.stash[_RUNS] = []
+    config.stash[_TEST] = TestAtHand()
+    processors: list[Mapping[str, object]] = []
+    config.stash[_PROCESSORS] = processors
     counted: Counter[str] = Counter()
     config.stash[_ENTRIES] = counted
     if config.option.vmx_engine is not None:
         _described(config)  # an engine that was named and can't run ends the session before it starts
+    if config.option.vmx_oracle:
+        config.pluginmanager.register(_oracle_check(config), "vmxlab-oracle")
     workerinput = getattr(config, "workerinput", None)
     if workerinput is not None:  # a worker of pytest-xdist: its reports are shown where it was started
         config.option.vmx_log_dir = workerinput["vmx_log_dir"]
@@ -85,6 +103,19 @@ def pytest_configure(config: pytest.Config) -> None:
     else:  # where it is now: a test may go elsewhere
         config.option.vmx_log_dir = str(Path(config.option.vmx_log_dir).absolute())
     config.pluginmanager.register(_Summary(config, temporary), "vmxlab-summary")
+    if config.option.vmx_coverage is not None:
+        recorder = Recorder(Path(config.option.vmx_coverage), processors)
+        config.pluginmanager.register(recorder, "vmxlab-coverage")
+
+
+def _oracle_check(config: pytest.Config) -> OracleCheck:
+    """The check of every run by the oracle."""
+
+    def about(item: pytest.Item) -> tuple[str, str] | None:
+        name = _engine_of(item)
+        return None if name is None else (name, _about(config, name).version)
+
+    return OracleCheck(lambda: config.stash[_TEST].runs, about)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -96,8 +127,10 @@ def pytest_configure_node(node: Any) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """What a worker of pytest-xdist leaves behind."""
+    output = getattr(node, "workeroutput", {})
     counted: Counter[str] = node.config.stash[_ENTRIES]
-    counted.update(getattr(node, "workeroutput", {}).get(_WORKER_ENTRIES, {}))
+    counted.update(output.get(_WORKER_ENTRIES, {}))
+    node.config.stash[_PROCESSORS] += output.get(_WORKER_PROCESSORS, [])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -106,6 +139,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:
         counted: Counter[str] = session.config.stash[_ENTRIES]
         output[_WORKER_ENTRIES] = dict(counted)
+        output[_WORKER_PROCESSORS] = session.config.stash[_PROCESSORS]
 
 
 # --- which engine ------------------------------------------------------------------------------------------
@@ -119,6 +153,8 @@ class _Described:
     version: str
     model: str
     why: str
+    named_model: str | None = None
+    """The model, where a user named it: then no case runs on another one."""
     problem: str | None = None
     """Why it can't run here; only for one that a marker names."""
 
@@ -139,7 +175,7 @@ def _describe(name: str | None, model: str | None, named_by: str) -> _Described:
     engine, why = choose(name, model, named_by=named_by)
     engine.prepare(lambda what: print(f"vmxlab: {what}", file=sys.stderr, flush=True))
     version = engine.availability().version or "unknown"
-    return _Described(engine.name, version, model or engine.default_model, why)
+    return _Described(engine.name, version, model or engine.default_model, why, model)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -221,99 +257,24 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 # --- the fixture -------------------------------------------------------------------------------------------
 
 
-class VmxlabFixture:
-    """What a test gets: cases in, runs out, on one engine.
-
-    `lab` is the Lab behind it: it raises MissingCapability where this skips the test.
-    """
-
-    def __init__(self, lab: Lab, runs: list[Run]) -> None:
-        self.lab = lab
-        self._runs = runs
-
-    @property
-    def engine(self) -> str:
-        """The engine's name."""
-        return self.lab.engine.name
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The capability MSRs of the processor; skips the test where it has no VMX."""
-        with _skipping():
-            return self.lab.capabilities
-
-    def run(self, case: Case) -> Run:
-        """Run a case. Skips the test where the processor lacks what it needs.
-
-        Raises CaseError for a case that can't be, MachineError if the machine died or hung.
-        """
-        from vmxlab.errors import MachineError
-
-        try:
-            with _skipping():
-                run = self.lab.run(case)
-        except MachineError as error:
-            if error.run is not None:
-                self._runs.append(error.run)
-            raise
-        self._runs.append(run)
-        return run
-
-    def run_all(self, cases: Sequence[Case]) -> list[Run]:
-        """Run cases one after the other; each has its own verdict, and none raises."""
-        runs = self.lab.run_all(cases)
-        self._runs += runs
-        return runs
-
-    def run_image(self, cases: Sequence[Case]) -> list[Run]:
-        """Run cases out of one image, booted afresh."""
-        with _skipping():
-            runs = self.lab.run_image(cases)
-        self._runs += runs
-        return runs
-
-    @property
-    def physical_address_width(self) -> int:
-        """MAXPHYADDR of the processor, in bits."""
-        with _skipping():
-            return self.lab.target.physical_address_width
-
-    def require_ept(self, *features: str) -> None:
-        """Skip the test where the processor lacks one of these fields of IA32_VMX_EPT_VPID_CAP."""
-        with _skipping():
-            for feature in features:
-                self.lab.capabilities.ept_vpid.require(feature)
-
-    def require(self, *controls: BitFlags) -> None:
-        """Skip the test where the processor lacks one of these controls."""
-        with _skipping():
-            for control in controls:
-                self.lab.capabilities.require(control)
-
-
-class _skipping:  # noqa: N801  (used like a function)
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from vmxlab.errors import MissingCapability
-
-        if isinstance(error, MissingCapability):
-            pytest.skip(error.message)
-
-
 @pytest.fixture(scope="session", name=_FIXTURE)
 def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
     """A processor with VMX: `vmxlab.run(Case(...))` gives a Run."""
-    from vmxlab.console.lab import Lab
+    from vmxlab.console.lab_by_need import LabByNeed
 
     config = request.config
     about = _about(config, getattr(request, "param", _described(config)[0].name))
-    with Lab(about.name, model=about.model, log_dir=Path(config.option.vmx_log_dir), why=about.why) as lab:
-        yield VmxlabFixture(lab, request.config.stash[_RUNS])
+    log_dir = Path(config.option.vmx_log_dir)
+    with LabByNeed(about.name, model=about.named_model, log_dir=log_dir, why=about.why) as lab:
+        yield VmxlabFixture(lab, config.stash[_TEST])
         entries = lab.nested_entries()
         if entries:
             config.stash[_ENTRIES][lab.info.title()] += entries
+        if config.option.vmx_coverage is not None:
+            config.stash[_PROCESSORS] += [
+                processor_line(info, capabilities, is_default=info.model == about.model)
+                for info, capabilities in lab.processors()
+            ]
 
 
 # --- markers -----------------------------------------------------------------------------------------------
@@ -333,6 +294,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             engine = _engine_of(item)
             if engine is not None and known.applies(engine, _about(config, engine).version):
                 item.add_marker(pytest.mark.xfail(reason=f"known difference: {known}", strict=True))
+                item.stash[_KNOWN] = mark.args[0]
 
 
 def _refuse(item: pytest.Item, problem: str) -> None:
@@ -350,14 +312,14 @@ def _engine_of(item: pytest.Item) -> str | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Nothing of the test before shows in this one's report."""
-    item.config.stash[_RUNS].clear()
+    item.config.stash[_TEST].forget()
     if _REFUSED in item.stash:
         pytest.fail(item.stash[_REFUSED], pytrace=False)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    """Skip where the processor lacks a control that a marker names."""
+    """Have the test run on a processor with what a marker names, or skip it."""
     marks = list(item.iter_markers("vmx_needs"))
     fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
     if fixture is not None:
@@ -373,11 +335,15 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test shows the decoded log of its cases; every test says in JUnit what it ran on."""
-    if call.when == "call" and _engine_of(item) is not None:
+    uses_it = _engine_of(item) is not None
+    if call.when == "call" and uses_it:
         _add_properties(item)
     report = yield
+    runs = item.config.stash[_TEST].runs
+    if call.when != "teardown" and uses_it:
+        report.vmxlab = _facts(item, report)  # type: ignore[attr-defined]
+        report.sections += _by_need_section(runs)
     if call.when != "teardown" and report.failed:
-        runs = item.config.stash[_RUNS]
         report.sections += [_log_section(run) for run in _worth_showing(runs)]
         if len(runs) > _MAX_SECTIONS:
             more = f"{len(runs) - _MAX_SECTIONS} more cases of this test in {runs[-1].log_path}"
@@ -396,18 +362,49 @@ def _worth_showing(runs: Sequence[Run]) -> Sequence[Run]:
 
 
 def _add_properties(item: pytest.Item) -> None:
-    runs = item.config.stash[_RUNS]
+    runs = item.config.stash[_TEST].runs
     fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
     if fixture is None or not runs:
         return
-    info = fixture.lab.info
+    infos = [fixture.lab.info_of(run) for run in runs]
     item.user_properties += [
-        ("vmx_engine", f"{info.name} {info.version}"),
-        ("vmx_model", info.model),
+        ("vmx_engine", f"{infos[0].name} {infos[0].version}"),
+        ("vmx_model", ",".join(dict.fromkeys(info.model for info in infos))),
         ("vmx_cases", len(runs)),
         ("vmx_exits", sum(len(run.exits) for run in runs)),
         ("vmx_log", str(runs[-1].log_path)),
     ]
+
+
+def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
+    """What the process that was started needs to know of a test, in words that JSON knows.
+
+    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file.
+    """
+    facts: dict[str, object] = {}
+    test = item.config.stash[_TEST]
+    fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
+    if report.when == "call" and fixture is not None:
+        ran: dict[str, list[int]] = {}
+        for run in test.runs:
+            counts = ran.setdefault(fixture.lab.info_of(run).title(), [0, 0])
+            counts[0] += 1
+            counts[1] += len(run.exits)
+        facts["ran"] = ran
+    if item.config.option.vmx_coverage is not None:
+        engine = _engine_of(item)
+        assert engine is not None
+        about, key = _about(item.config, engine), item.stash.get(_KNOWN, None)
+        where = {"engine": engine, "version": about.version}
+        name = without_engine(item.nodeid, about.test_id)
+        facts["coverage"] = coverage_line(report, test, key, {"test": name, **where})
+    return facts
+
+
+def _by_need_section(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Which cases ran on another processor model than the id says."""
+    lines = [f"case {run.number} ran on {run.engine}: {run.by_need}" for run in runs if run.by_need]
+    return [("vmxlab: processor model by need", "\n".join(lines))] if lines else []
 
 
 def _log_section(run: Run) -> tuple[str, str]:
@@ -418,6 +415,7 @@ def _log_section(run: Run) -> tuple[str, str]:
     lines.append(f"end: {run.end.value if run.end else 'none'}; verdict {run.verdict.value}")
     if run.error is not None:
         lines.append(str(run.error))
+    lines += [f"broken rule {broken}" for broken in run.broken_rules()]
     lines += ["", "records:", *(record.line for record in run.records)]
     if len(lines) > _MAX_LOG_LINES:
         lines[_MAX_LOG_LINES:] = [f"... {len(lines) - _MAX_LOG_LINES} more lines in the log"]
@@ -426,12 +424,23 @@ def _log_section(run: Run) -> tuple[str, str]:
     return title, "\n".join(lines)
 
 
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Exits are compared field by field."""
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    """Exits are compared field by field; and where a VM entry failed, its broken rules are named."""
     from vmxlab.console.run import Exit
 
-    if op != "==" or not isinstance(left, Exit) or not isinstance(right, Exit):
-        return None
+    lines = None
+    if op == "==" and isinstance(left, Exit) and isinstance(right, Exit):
+        lines = _exits_differ(left, right)
+    runs = config.stash[_TEST].runs
+    broken = [f"broken rule {rule}" for rule in runs[-1].broken_rules()] if runs else []
+    if not broken:
+        return lines
+    return [*(lines or [f"{left!r} {op} {right!r}"]), "the VM entry failed:", *broken]
+
+
+def _exits_differ(left: Exit, right: Exit) -> list[str]:
     lines = ["two exits differ"]
     for name in left.__dataclass_fields__:
         a, b = getattr(left, name), getattr(right, name)
@@ -463,12 +472,10 @@ class _Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._failed = self._failed or report.failed
-        properties = {name: str(value) for name, value in report.user_properties}
-        if report.when == "call" and "vmx_engine" in properties:
-            title = f"{properties['vmx_engine']} ({properties['vmx_model']})"
+        for title, (cases, exits) in getattr(report, "vmxlab", {}).get("ran", {}).items():
             self._tests[title] += 1
-            self._cases[title] += int(properties["vmx_cases"])
-            self._exits[title] += int(properties["vmx_exits"])
+            self._cases[title] += cases
+            self._exits[title] += exits
 
     def pytest_keyboard_interrupt(self) -> None:
         self._failed = True

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench_sweep import bench_sweep
+
 from vmxlab import Case, IOBitmap, Lab
 from vmxlab.engines.base import Machine
 from vmxlab.engines.kvm_in_bochs import KvmInBochsEngine
@@ -92,3 +94,4 @@ def _bench_cases(line: Line, count: int) -> None:
             "under 300 ms",
         )
         print(f"KVM counted {lab.nested_entries()} VM entries in {count + 1} cases of three exits")
+        bench_sweep(line, lab, quick=True)  # all of it takes a quarter of an hour

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench_sweep import bench_sweep
 from carrier import bench_carrier
 
 from vmxlab import Case, IOBitmap, Lab, guest_ept
@@ -181,6 +182,7 @@ def main() -> None:
         bench_start(lab, Path(name), 3 if quick else 15)
         bench_live(lab, 30 if quick else 300)
         bench_image(lab, 100 if quick else 1000)
+        bench_sweep(line, lab, quick=quick)
     with tempfile.TemporaryDirectory(prefix="vmxlab-bench-") as name:
         bench_carrier(line, Path(name), quick=quick)
 

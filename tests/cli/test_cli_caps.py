@@ -51,3 +51,34 @@ def test_unknown_commands_and_help_have_the_usual_status(capsys) -> None:  # typ
     assert main(["--help"]) == 0
     assert main(["--version"]) == 0
     assert "vmxlab" in capsys.readouterr().out
+
+
+def test_two_processors_differ_by_name(vmxlab_cli) -> None:
+    result = vmxlab_cli("caps", "--diff", "corei7_skylake_x", "--diff", "corei7_icelake_u")
+    assert result.status == 1
+    rows = [line.split() for line in result.out.splitlines()]
+    assert ["IA32_VMX_PROCBASED_CTLS", "MONITOR_TRAP_FLAG", "fixed", "0", "free"] in rows
+    assert ["IA32_VMX_BASIC", "revision_id", "0x2b", "4"] in rows
+    assert not any("HLT_EXITING" in row for row in rows)
+
+
+def test_engine_is_compared_with_a_file(vmxlab_cli, tmp_path) -> None:
+    same = tmp_path / "same.json"
+    same.write_text(vmxlab_cli("caps", "--engine", "bochs", "--json").out)
+    result = vmxlab_cli("caps", "--engine", "bochs", "--diff", str(same))
+    assert result.status == 0
+    assert "the same VMX capabilities" in result.err
+    other = vmxlab_cli("caps", "--engine", "bochs", "--diff", "core2_penryn_t9600", "--json")
+    assert other.status == 1
+    assert {
+        "msr": "IA32_VMX_PROCBASED_CTLS2",
+        "what": "ENABLE_EPT",
+        "first": "free",
+        "second": "fixed 0",
+    } in other.json
+
+
+def test_what_is_compared_must_be_a_file_or_a_model(vmxlab_cli) -> None:
+    result = vmxlab_cli("caps", "--diff", "i8086", "--diff", "corei7_skylake_x")
+    assert result.status == 2
+    assert "no such file, and no known model" in result.err

@@ -83,6 +83,20 @@ def test_the_printed_command_lines_boot_the_image(vmxlab_cli, cases: Path) -> No
     assert "@done cases=0x2" in said
 
 
+def test_a_case_with_a_second_processor_is_given_one_by_hand_too(vmxlab_cli) -> None:
+    Path("second.py").write_text(
+        "from vmxlab import Case\n"
+        "work = Case(program='1: pause; cmp byte ptr [DATA], 1; jne 1b; hlt',\n"
+        "            second_program='mov byte ptr [DATA], 1')\n"
+    )
+    result = vmxlab_cli("image", "second.py", "-o", "second", "--engine", "bochs")
+    printed = commands(result.out)
+    assert all("-smp 2" in line for what, line in printed.items() if what.startswith("QEMU"))
+    said = boot(printed["Bochs"])
+    assert "@vmx ok=second-processor," in said
+    assert "reason=0xc" in said
+
+
 def test_without_the_multiboot_header_the_elf_boots_by_pvh(vmxlab_cli, cases: Path) -> None:
     result = vmxlab_cli("image", f"{cases}::a", "-o", "one", "--engine", "bochs", "--format", "elf")
     elf = Path("one.elf").read_bytes()

@@ -121,11 +121,15 @@ class PaperEngine:
         self.machines: list = []
         self.monitors: list[PaperMonitor] = []
         self.threads: list[threading.Thread] = []
+        self.processors: list[int] = []
 
     def close(self) -> None:
         pass
 
-    def open(self, rom: Path, *, log_dir: Path, model: str | None = None, why: str = "") -> object:
+    def open(
+        self, rom: Path, *, log_dir: Path, model: str | None = None, why: str = "", processors: int = 1
+    ) -> object:
+        self.processors.append(processors)
         image = rom.read_bytes()
         table = struct.unpack_from("<8s8I", image, len(image) - 1024)
         at = table[5] - ((1 << 32) - len(image))
@@ -211,6 +215,18 @@ def test_one_machine_serves_many_cases_and_the_later_ones_are_differences(lab, e
     assert [run.name for run in runs] == [f"good-{i}" for i in range(5)]
     (monitor,) = engine.monitors
     assert monitor.bases[0] == 0 and 0 not in monitor.bases[1:]
+
+
+def test_a_machine_has_as_many_processors_as_its_cases_need(lab, engine):
+    wanted = [1, 1, 2, 2, 1]
+    runs = [lab.run(case(second_program=HLT if count == 2 else None)) for count in wanted]
+    assert [run.verdict for run in runs] == [Verdict.PASS] * 5
+    assert engine.processors == [1, 2, 1]
+
+
+def test_an_image_is_booted_with_as_many_processors_as_any_of_its_cases_needs(lab, engine):
+    lab.run_image([case(), case(second_program=HLT), case()])
+    assert engine.processors[-1] == 2
 
 
 def test_the_machine_sleeps_between_cases(lab, engine):

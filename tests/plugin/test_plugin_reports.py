@@ -233,3 +233,19 @@ def test_folder_for_logs_that_can_not_be_made_fails_each_test_with_a_log_error(s
     result = suite.run("--vmx-log-dir", "file")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["E *LogError: the serial log *file*can't be created*"])
+
+
+def test_failed_assertion_about_a_failed_vm_entry_names_the_broken_rules(suite):
+    suite.write("""
+def test_entry(vmxlab):
+    run = vmxlab.run(Case(fields={"GUEST_RFLAGS": 0, "GUEST_TR_ACCESS_RIGHTS": 0x89}))
+    assert run.reasons == [ExitReason.HLT]
+""")
+    result = suite.run()
+    result.stdout.fnmatch_lines(
+        [
+            "E *the VM entry failed:",
+            "E *broken rule guest-tr-type (27.3.1.2): *GUEST_TR_ACCESS_RIGHTS = 0x89*",
+            "E *broken rule guest-rflags-reserved (27.3.1.4): *GUEST_RFLAGS = 0x0*",
+        ]
+    )

@@ -1,4 +1,4 @@
-"""The command line: `vmxlab doctor`, `caps`, `run`, `image`, `console`, `carrier`.
+"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `carrier`, `coverage`.
 
 One module a command. What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or
 JSON), `case_files` (cases out of Python files). `main` is the entry point: a user's mistake is a message,
@@ -20,11 +20,15 @@ import click
 from vmxlab import __version__
 from vmxlab.cli.caps import caps
 from vmxlab.cli.carrier import carrier
+from vmxlab.cli.check import check
 from vmxlab.cli.common import Status
 from vmxlab.cli.console import console
+from vmxlab.cli.coverage import coverage
 from vmxlab.cli.doctor import doctor
+from vmxlab.cli.fuzz import fuzz
 from vmxlab.cli.image import image
 from vmxlab.cli.run import run
+from vmxlab.cli.sweep import sweep
 from vmxlab.errors import MachineError, VmxlabError
 
 __all__ = ["Status", "cli", "main"]
@@ -39,7 +43,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, caps, run, image, console, carrier):
+for _command in (doctor, caps, run, sweep, fuzz, image, console, carrier, coverage, check):
     cli.add_command(_command)
 
 

@@ -120,7 +120,13 @@ def _explain(output: Output, finding: _Finding) -> None:
         output.pairs(rows)
         output.line()
     elif 1 < len(finding.models) <= _MODELS_SHOWN:
-        output.pairs([(f"{name} models:", " ".join(finding.models))])
+        rows = [(f"{name} models:", " ".join(finding.models))]
+        if finding.engine.models_by_need():
+            default = finding.engine.default_model
+            rows.append(
+                ("", f"without --model a case that needs what {default} lacks runs on another of these")
+            )
+        output.pairs(rows)
         output.line()
 
 

@@ -11,9 +11,9 @@ import click
 from vmxlab.cases.case import Case
 from vmxlab.cases.program import Mode
 from vmxlab.cli.case_files import assemble_ahead, load_cases
-from vmxlab.cli.common import Number, Status, engine_options, json_option, log_option, open_lab
+from vmxlab.cli.common import Number, Status, engine_options, json_option, log_option, open_lab_by_need
 from vmxlab.cli.output import Output, write_json
-from vmxlab.console.lab import Lab
+from vmxlab.console.lab_by_need import LabByNeed
 from vmxlab.console.run import Run, Verdict
 from vmxlab.errors import OutOfRange, VmxlabError
 from vmxlab.reports.disassembly import Code
@@ -78,11 +78,12 @@ def run(
     """Run cases, and show what they did.
 
     The cases are the Case objects, and lists of them, at the top level of each Python FILE; NAME picks one.
-    With neither FILE nor --program it is a first case that shows what there is.
+    With neither FILE nor --program it is a first case that shows what there is. Without --model a case that
+    needs what the engine's default model lacks runs on another one that has it, and the report says so.
     """
     cases = _chosen_cases(files, program, mode, ports, msrs)
     runs = []
-    with open_lab(engine, model, log_dir, command="run") as lab:
+    with open_lab_by_need(engine, model, log_dir, command="run") as lab:
         head = _head(lab)
         output = None if as_json else Output()
         if output is not None:
@@ -153,7 +154,7 @@ def _program_case(program: str, mode: Mode, ports: Sequence[int], msrs: Sequence
 # --- running -----------------------------------------------------------------------------------------------
 
 
-def _results(lab: Lab, cases: Sequence[Case], *, from_image: bool) -> Iterator[tuple[Case, Run]]:
+def _results(lab: LabByNeed, cases: Sequence[Case], *, from_image: bool) -> Iterator[tuple[Case, Run]]:
     """Each case with its run, as soon as it is there."""
     if from_image:
         yield from zip(cases, lab.run_image(cases), strict=True)
@@ -176,7 +177,7 @@ def _code(case: Case) -> Code | None:
 # --- showing -----------------------------------------------------------------------------------------------
 
 
-def _head(lab: Lab) -> dict[str, str]:
+def _head(lab: LabByNeed) -> dict[str, str]:
     """What stands above every report: what runs it, why that, and which monitor."""
     boot = lab.session().boot_record
     assert boot is not None

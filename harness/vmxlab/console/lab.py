@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -29,7 +30,7 @@ from vmxlab.errors import (
     ProtocolError,
     VmxlabError,
 )
-from vmxlab.image.compiler import CompiledCase, Target, compile_case, compile_cases
+from vmxlab.image.compiler import CompiledCase, Target, assemble_programs, compile_case
 from vmxlab.image.frames import Frame, encode_frame, pack_payload
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
@@ -80,6 +81,7 @@ class Lab:
         self._boot_deadline_s = boot_deadline_s
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None
+        self._processors = 1
         self._session: Session | None = None
         self._frame: Frame | None = None
         self._capabilities: Capabilities | None = None
@@ -121,6 +123,11 @@ class Lab:
         return Target(capabilities, load_monitor(), self._engine.l2_budget_tsc, self._width)
 
     @property
+    def log_dir(self) -> Path:
+        """Where its logs are."""
+        return self._log_dir
+
+    @property
     def log_path(self) -> Path | None:
         """The serial log of the machine that is up."""
         return self._session.log.path if self._session else None
@@ -140,18 +147,18 @@ class Lab:
 
     # --- running ---------------------------------------------------------------------------------------
 
-    def run(self, case: Case) -> Run:
-        """Run one case on the machine that is up.
+    def run(self, case: Case, *, number: int | None = None) -> Run:
+        """Run one case on the machine that is up. `number` is what its records call it; else it is counted.
 
         Raises MissingCapability (skip it), CaseError, or MachineError if the machine died or hung; the
         error's `run` then holds what had arrived. The next call starts a fresh machine.
         """
-        return self._run(case, next(self._numbers))
+        return self._run(case, next(self._numbers) if number is None else number)
 
     def _run(self, case: Case, number: int) -> Run:
         try:
             compiled = compile_case(case, self.target, number=number)
-            session = self._up()
+            session = self._up(case.processors)
         except MachineError as error:  # while it booted
             error.run = failed_run(case, number, error)
             raise
@@ -175,7 +182,11 @@ class Lab:
         self._idle()
         try:
             run = run_from_records(
-                records, case, engine=session.machine.info.title(), log_path=session.log.path
+                records,
+                case,
+                engine=session.machine.info.title(),
+                log_path=session.log.path,
+                compiled=compiled,
             )
             if run.number != number:
                 raise ProtocolError(f"case {number} was sent, records of case {run.number} came back")
@@ -194,8 +205,10 @@ class Lab:
                 runs.append(failed_run(case, number, error))
         return runs
 
-    def run_image(self, cases: Sequence[Case]) -> list[Run]:
+    def run_image(self, cases: Sequence[Case], *, numbers: Sequence[int] | None = None) -> list[Run]:
         """Run all cases out of one image, booted afresh, without anything being sent to it.
+
+        `numbers` are what their records call them; without, they are counted from 0.
 
         A case that kills the machine is a CRASH of its own; the image of those behind it is booted next.
         Where none can be booted any more, the rest is an ERROR each.
@@ -203,16 +216,17 @@ class Lab:
         target = self.target
         runs: dict[int, Run] = {}
         waiting: dict[int, CompiledCase] = {}
-        for number, result in enumerate(_compile_each(cases, target)):
+        numbers = range(len(cases)) if numbers is None else numbers
+        for case, number, result in zip(cases, numbers, _compile_each(cases, numbers, target), strict=True):
             if isinstance(result, CompiledCase):
                 waiting[number] = result
             else:
-                runs[number] = failed_run(cases[number], number, result)
+                runs[number] = failed_run(case, number, result)
         while waiting:
             done = self._run_one_image(waiting)
-            runs |= done
+            runs |= {number: replace(run, compiled=waiting[number]) for number, run in done.items()}
             waiting = {number: case for number, case in waiting.items() if number not in done}
-        return [runs[number] for number in range(len(cases))]
+        return [runs[number] for number in numbers]
 
     def _run_one_image(self, waiting: Mapping[int, CompiledCase]) -> dict[int, Run]:
         """Boot an image and read it until it ends or dies; at least one case is answered."""
@@ -224,7 +238,7 @@ class Lab:
             return {number: failed_run(case.case, number, error)}
         cases = {number: compiled.case for number, compiled in waiting.items()}
         try:
-            session = self._open(rom)
+            session = self._open(rom, max(case.processors for case in cases.values()))
         except VmxlabError as error:
             return {number: failed_run(case, number, error) for number, case in cases.items()}
         try:
@@ -238,13 +252,15 @@ class Lab:
         """The session of the machine that is up, at its prompt."""
         return self._up()
 
-    def _up(self) -> Session:
-        if self._session is not None and self._machine is not None:
+    def _up(self, processors: int | None = None) -> Session:
+        """A session on the machine that is up, if it has so many processors; else on one that is booted."""
+        wanted = processors or self._processors
+        if self._session is not None and self._machine is not None and self._processors == wanted:
             self._machine.resume()
             if self._machine.end().alive:
                 return self._session
             self._down()
-        session = self._open(pack_rom(load_monitor()))
+        session = self._open(pack_rom(load_monitor()), wanted)
         try:
             session.boot(self._boot_deadline_s)
         except BaseException as error:
@@ -261,14 +277,15 @@ class Lab:
         self._capabilities = session.capabilities
         self._width = session.boot_record.number("maxphyaddr")
 
-    def _open(self, rom: bytes) -> Session:
+    def _open(self, rom: bytes, processors: int = 1) -> Session:
         self._down()
+        self._processors = processors
         log = SerialLog(self._log_dir)
         rom_path = log.path.with_suffix(".rom")
         try:
             _write_rom(rom_path, rom)
             self._machine = self._engine.open(
-                rom_path, log_dir=self._log_dir, model=self._model, why=self._why
+                rom_path, log_dir=self._log_dir, model=self._model, why=self._why, processors=processors
             )
             self._info = self._machine.info
             log.remark(f"engine: {self._info.title()}; {self._info.why}")
@@ -332,18 +349,20 @@ def _pack_what_fits(waiting: Mapping[int, CompiledCase]) -> tuple[Mapping[int, C
             waiting = dict(itertools.islice(waiting.items(), len(waiting) // 2))
 
 
-def _compile_each(cases: Sequence[Case], target: Target) -> list[CompiledCase | VmxlabError]:
-    """All at once where all are good, as the assembler likes it; else one by one, each with its own error."""
-    try:
-        return list(compile_cases(cases, target))
-    except (CaseError, MissingCapability, ValueError):
-        results: list[CompiledCase | VmxlabError] = []
-        for number, case in enumerate(cases):
-            try:
-                results.append(compile_case(case, target, number=number))
-            except VmxlabError as error:
-                results.append(error.locate(case=case.name or f"case {number}"))
-        return results
+def _compile_each(
+    cases: Sequence[Case], numbers: Sequence[int], target: Target
+) -> list[CompiledCase | VmxlabError]:
+    """Their programs at once where all are good, as the assembler likes it; else each with its own error."""
+    programs: Sequence[bytes | None] = [None] * len(cases)
+    with contextlib.suppress(CaseError, ValueError):
+        programs = assemble_programs(cases)
+    results: list[CompiledCase | VmxlabError] = []
+    for case, number, program in zip(cases, numbers, programs, strict=True):
+        try:
+            results.append(compile_case(case, target, number=number, program=program))
+        except VmxlabError as error:
+            results.append(error.locate(case=case.name or f"case {number}"))
+    return results
 
 
 def _write_rom(path: Path, rom: bytes) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from vmxlab.cases.case import Case
 from vmxlab.console.records import Record
 from vmxlab.errors import ProtocolError
+from vmxlab.sdm.apic import ApicRegister
 from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason, basic_reason
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.instruction_errors import InstructionError
@@ -23,6 +24,11 @@ from vmxlab.sdm.instruction_information import InstructionInformation, decode_in
 from vmxlab.sdm.interruption import InterruptionInformation
 from vmxlab.sdm.qualifications import PlainQualification, Qualification, decode_qualification
 from vmxlab.sdm.registers import GENERAL_REGISTERS, Vector
+
+if TYPE_CHECKING:
+    from vmxlab.console.check import Difference
+    from vmxlab.image.compiler import CompiledCase
+    from vmxlab.oracle.entry import Broken
 
 
 class Verdict(Enum):
@@ -53,7 +59,8 @@ class Outcome:
     """The outcome of one instruction of L1.
 
     `operation`: "vmxon", "vmwrite", ... `error`: the VM-instruction error of a VMfailValid. `vector` and
-    `error_code`: of a fault. `field`, `msr`: what was accessed, where it was one. `value`: what was read.
+    `error_code`: of a fault. `field`, `msr`, `register` (of the local APIC): what was accessed, where it was
+    one. `value`: what was read.
     `count`: of a batch of VMWRITEs, how many succeeded.
     """
 
@@ -66,6 +73,7 @@ class Outcome:
     msr: int | None = None
     value: int | None = None
     count: int | None = None
+    register: ApicRegister | int | None = None
 
     @property
     def ok(self) -> bool:
@@ -219,6 +227,33 @@ class Run:
     records: tuple[Record, ...] = ()
     error: Exception | None = None
     verdict_on_error: Verdict | None = None
+    failed_vmcs: Mapping[Field, int] = field(default_factory=dict)
+    """What the VMCS held when the last VM entry failed that did; empty where none did."""
+    by_need: str = ""
+    """Why it ran on another processor model than the engine's default one; empty where it did not."""
+    compiled: CompiledCase | None = field(default=None, compare=False, repr=False)
+    """The case as the monitor got it; None for a run read from a log."""
+
+    def check(self) -> tuple[Difference, ...]:
+        """What is not as the SDM says, field by field; empty where all is (`vmxlab.console.check`).
+
+        Raises CaseError for a run read from a log.
+        """
+        from vmxlab.console.check import check
+
+        return check(self)
+
+    def broken_rules(self) -> tuple[Broken, ...]:
+        """The rules of VM entry that the VMCS of the last failed VM entry broke (SDM Vol. 3C, chapter 27).
+
+        Empty where no VM entry failed, and for a run read from a log, which does not hold the processor.
+        """
+        from vmxlab.oracle.entry import check_entry
+        from vmxlab.oracle.entry.of_case import environment_of
+
+        if not self.failed_vmcs or self.compiled is None:
+            return ()
+        return check_entry(self.failed_vmcs, environment_of(self.compiled)).broken
 
     @property
     def reasons(self) -> list[ExitReason | int]:
@@ -324,6 +359,7 @@ def run_from_records(records: Sequence[Record], case: Case | None = None, **abou
         exits=tuple(builder.exits),
         memory=builder.memory,
         faults=tuple(builder.faults),
+        failed_vmcs=builder.vmcs,
         end=builder.end,
         records=tuple(records),
         **about,  # type: ignore[arg-type]
@@ -369,7 +405,7 @@ def _run_or_error(records: Sequence[Record]) -> Run:
         )
 
 
-_CASE_KINDS = ("case", "vmx", "exit", "memory", "fault", "end")
+_CASE_KINDS = ("case", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
 
 
 class _Builder:
@@ -380,8 +416,10 @@ class _Builder:
         self.exits: list[Exit] = []
         self.memory: dict[int, bytes] = {}
         self.faults: list[Fault] = []
+        self.vmcs: dict[Field, int] = {}
         self.end: End | None = None
         self._memory_start: int | None = None
+        self._vmcs_of = (0, 0)
         self._last: dict[str, int] = dict.fromkeys((*GENERAL_REGISTERS, "rflags"), 0)
 
     def take(self, record: Record) -> None:
@@ -393,6 +431,12 @@ class _Builder:
     def _take_case(self, record: Record) -> None:
         self.number = record.number("id")
         self.name = record.values.get("name", "")
+
+    def _take_vmcs(self, record: Record) -> None:
+        if self._vmcs_of != (len(self.outcomes), len(self.exits)):  # another VM entry has failed since
+            self._vmcs_of = (len(self.outcomes), len(self.exits))
+            self.vmcs = {}
+        self.vmcs |= {Field(int(key[1:], 16)): int(value, 16) for key, value in record.values.items()}
 
     def _take_vmx(self, record: Record) -> None:
         if "ok" in record.values:
@@ -412,6 +456,7 @@ class _Builder:
                 msr=values.get("msr"),
                 value=values.get("value"),
                 count=values.get("n"),
+                register=_known(ApicRegister, values.get("register")),
             )
         )
 

@@ -63,6 +63,49 @@ def control_table(capabilities: Capabilities, controls: ControlSet) -> Table:
     return Table(columns, list(_settings(capability, controls.flags)), title)
 
 
+def difference_table(one: Capabilities, other: Capabilities, names: tuple[str, str]) -> Table:
+    """What two processors can do differently: a row for each control, field and bit that is not the same."""
+    first, second = (dict(_facts(capabilities)) for capabilities in (one, other))
+    # A bit that is said of one only can't be set on the other; of a processor without VMX nothing is said.
+    absent = (FIXED_0 if one.raw else None, FIXED_0 if other.raw else None)
+    rows = [
+        (*fact, first.get(fact, absent[0]), second.get(fact, absent[1]))
+        for fact in dict.fromkeys((*first, *second))
+        if first.get(fact) != second.get(fact)
+    ]
+    columns = (
+        Column("msr", "MSR"),
+        Column("what", "control or field", fold=True),
+        Column("first", names[0], styles=_SETTING.styles),
+        Column("second", names[1], styles=_SETTING.styles),
+    )
+    return Table(columns, rows)
+
+
+def _facts(capabilities: Capabilities) -> Iterator[tuple[tuple[str, str], Value]]:
+    """Everything there is to say of a processor, as (MSR, what) and a value; nothing of one without VMX."""
+    if not capabilities.raw:
+        return
+    for register in (capabilities.basic, capabilities.misc, capabilities.ept_vpid, capabilities.vmfunc):
+        for field in register.table():
+            value = field.__get__(register, type(register))
+            yield (register.MSR.name, field.name), _value(field, value)
+    for controls in ControlSet:
+        capability = capabilities.control(controls)
+        for bit in range(capability.width):
+            state = setting(capability, bit)
+            if state != FIXED_0:  # what is missing on both sides is no row
+                yield (controls.msr.name, capability.name_of(bit)), state
+    for name, capability, flags in (
+        ("CR0", capabilities.cr0, CR0),
+        ("CR4", capabilities.cr4, CR4),
+    ):
+        for bit in range(capability.width):
+            state = setting(capability, bit)
+            if state != FIXED_0:
+                yield (f"{name} in VMX operation", flags(1 << bit).name or f"bit {bit}"), state
+
+
 def setting(capability: ControlCapability, bit: int) -> str:
     """What one bit may be: "fixed 0", "fixed 1" or "free"."""
     if not capability.allowed1 >> bit & 1:

@@ -196,9 +196,12 @@ def title(run: Run) -> str:
 def remarks(run: Run) -> list[str]:
     """What is to be said of a run besides its exits.
 
-    Instructions of L1 that failed or read a value, faults in L1, memory.
+    The processor model, where it is not the engine's default one; instructions of L1 that failed or read a
+    value, the rules that a failed VM entry broke, faults in L1, memory.
     """
-    lines = [_outcome_line(o) for o in run.outcomes if not o.ok or o.value is not None]
+    lines = [f"on {run.engine}: {run.by_need}"] if run.by_need else []
+    lines += [_outcome_line(o) for o in run.outcomes if not o.ok or o.value is not None]
+    lines += [f"broken rule {broken}" for broken in run.broken_rules()]
     lines += [str(fault) for fault in run.faults]
     for address, content in run.memory.items():
         more = f" ... ({len(content)} bytes)" if len(content) > _MEMORY_SHOWN_BYTES else ""
@@ -234,9 +237,12 @@ def run_json(run: Run, code: Code | None = None) -> dict[str, Value]:
         "name": title(run),
         "verdict": run.verdict.name,
         "reason": verdict_text(run),
+        "engine": run.engine,
+        "by_need": run.by_need or None,
         "end": run.end.value if run.end is not None else None,
         "outcomes": [_outcome_json(outcome) for outcome in run.outcomes],
         "exits": exit_table(run, code).json_rows(),
+        "broken_rules": [broken.rule.name for broken in run.broken_rules()],
         "faults": [str(fault) for fault in run.faults],
         "memory": {f"{address:#x}": content.hex() for address, content in run.memory.items()},
         "log": str(run.log_path) if run.log_path is not None else None,

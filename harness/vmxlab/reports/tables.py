@@ -85,6 +85,16 @@ class Table:
         ]
         return [*self.title.splitlines(), *aligned]
 
+    def markdown(self) -> list[str]:
+        """The table in Markdown, a line a row, without its title."""
+        columns = self._titled()
+        lines = [
+            [text.replace("|", "\\|") for text in line]
+            for line in ([title for _, _, title in columns], *self._texts())
+        ]
+        lines.insert(1, ["---:" if column.right else "---" for _, column, _ in columns])
+        return [f"| {' | '.join(line)} |" for line in lines]
+
     def rich(self) -> rich.table.Table:
         """The table for a terminal."""
         from rich import box
