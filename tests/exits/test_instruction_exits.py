@@ -219,8 +219,7 @@ def test_invpcid_is_undefined_without_enable_invpcid(vmxlab, exiting):
 def xsetbv_case(vmxlab, *, osxsave: bool, xcr0: int = 1) -> Case:
     wanted = CR4.PAE | vmxlab.capabilities.cr4_fixed0
     if osxsave:
-        if not vmxlab.capabilities.cr4_fixed1 & CR4.OSXSAVE:
-            pytest.skip("the processor lacks XSAVE (IA32_VMX_CR4_FIXED1.OSXSAVE[18] is 0)")
+        vmxlab.require(CR4.OSXSAVE)
         wanted |= CR4.OSXSAVE
     fields = {Field.GUEST_CR4: int(wanted)}
     return Case(program="xsetbv; hlt", registers={"rax": xcr0, "rdx": 0, "rcx": 0}, fields=fields)
@@ -247,8 +246,7 @@ def test_getsec_without_smxe_is_undefined(vmxlab):
 
 def test_getsec_with_smxe_exits(vmxlab):
     """Vol. 3C, 26.1.2, note: with CR4.SMXE set GETSEC exits whatever EAX says."""
-    if not vmxlab.capabilities.cr4_fixed1 & CR4.SMXE:
-        pytest.skip("the processor lacks SMX (IA32_VMX_CR4_FIXED1.SMXE[14] is 0)")
+    vmxlab.require(CR4.SMXE)
     cr4 = CR4.PAE | CR4.SMXE | vmxlab.capabilities.cr4_fixed0
     run = vmxlab.run(Case(program="getsec; hlt", fields={Field.GUEST_CR4: int(cr4)}))
     assert run.reasons == [ExitReason.GETSEC, ExitReason.HLT]

@@ -1,0 +1,52 @@
+"""Every rule of VM entry, broken alone and just not broken: the processor does what the rules say.
+
+SDM Vol. 3C, 27.2 to 27.4; the sentence and the section of each are its rule's. Where an engine is known to
+differ, the rules as its known differences change them must say what it did: see
+test_vm_entry_known_differences.py for the minimal case of each.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from vmxlab.console.entries import ask_cases
+from vmxlab.console.entry_differences import explain, known_keys
+from vmxlab.errors import MissingCapability
+from vmxlab.image.compiler import Target
+from vmxlab.image.monitor import load_monitor
+from vmxlab.oracle.entry import RULES
+from vmxlab.oracle.entry.of_case import check_case, environment_of
+
+from .entry_pairs_all import NEEDS, NO_PAIR, PAIRS, compiled_pair
+
+_RULES = {rule.name: rule for rule in RULES}
+_L2_TSC = 1_000_000
+
+
+def test_each_rule_has_a_pair_or_a_reason_for_none():
+    assert PAIRS.keys() | NO_PAIR.keys() == _RULES.keys()
+    assert not PAIRS.keys() & NO_PAIR.keys()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_processor_agrees_with_the_rule(vmxlab, name):
+    vmxlab.require(*_RULES[name].when, *NEEDS.get(name, ()))
+    target = Target(vmxlab.capabilities, load_monitor(), _L2_TSC, vmxlab.physical_address_width)
+    try:
+        bad, good = compiled_pair(name, target)
+    except MissingCapability as error:
+        pytest.skip(error.message)
+    for one in bad:
+        assert check_case(one).names == {name}, one.case.fields
+    for one in good:
+        assert not check_case(one).broken, one.case.fields
+    keys = known_keys(vmxlab.engine, vmxlab.lab.info.version)
+    wrong = []
+    cases = [*bad, *good]
+    for one, seen in zip(cases, ask_cases(vmxlab, cases), strict=True):
+        verdict = check_case(one)
+        if seen.agrees_with(verdict):
+            continue
+        if not explain(one.fields, environment_of(one), verdict, seen, keys):
+            wrong.append((one.case, sorted(verdict.names), str(seen)))
+    assert not wrong
