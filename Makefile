@@ -32,6 +32,9 @@ coverage: guest ## which exit reasons the tests see on bochs and kvm-in-bochs, i
 	$(Q)mv build/coverage.md docs/coverage.md
 	$(Q).venv/bin/vmxlab coverage build/coverage.jsonl --minimum bochs=55,kvm-in-bochs=45
 
+docs: environment ## the pages that are made from the code, into docs/
+	$(Q).venv/bin/python -m vmxlab.reports.entry_rules_page > docs/vm-entry-rules.md
+
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
 
@@ -75,4 +78,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm coverage console image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm coverage docs console image carrier bench wheel lint environment guest clean distclean help
