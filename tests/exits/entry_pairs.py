@@ -120,6 +120,8 @@ def _reserved_controls(controls: ControlSet, active: Settings) -> None:
         can = processor.target.capabilities.control(controls)
         # A control that other rules are about, too, would break these as well.
         with_rules = [flag for rule in RULES for flag in rule.when if ControlSet.of(flag) is controls]
+        if controls is ControlSet.ENTRY:
+            with_rules.append(EntryControls.DEACTIVATE_DUAL_MONITOR)
         forced = can.allowed0
         never = (
             ~can.allowed1
@@ -412,11 +414,6 @@ for _name, _control in (
         ],
         [{"enable": _PT, "fields": {Field.GUEST_IA32_RTIT_CTL: 0}}],
     )
-fixed(
-    "tsc-multiplier-is-not-zero",
-    with_field(Field.TSC_MULTIPLIER, 0, enable=(_Secondary.USE_TSC_SCALING,)),
-    with_field(Field.TSC_MULTIPLIER, 1, 1 << 48, enable=(_Secondary.USE_TSC_SCALING,)),
-)
 _HLAT_FIELDS = {Field.HLAT_POINTER: PAGE, Field.HLAT_PREFIX_SIZE: 0}
 _needs("hlat-needs-ept", _Tertiary.ENABLE_HLAT, _EPT, fields=_HLAT_FIELDS)
 _needs("ept-paging-write-control-needs-ept", _Tertiary.EPT_PAGING_WRITE_CONTROL, _EPT)

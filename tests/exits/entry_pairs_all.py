@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from vmxlab import Case
 from vmxlab.errors import MissingCapability
 from vmxlab.image.compiler import CompiledCase, Target, compile_case
-from vmxlab.sdm.controls import PrimaryControls, SecondaryControls
+from vmxlab.sdm.controls import EntryControls, PrimaryControls, SecondaryControls
 from vmxlab.sdm.registers import CR4
 from vmxlab.structures.capabilities import Need
 
-from . import entry_pairs_guest, entry_pairs_state
-from .entry_pairs import HLT, PAIRS, Processor
+from . import entry_pairs_guest, entry_pairs_guest_rest, entry_pairs_state
+from .entry_pairs import HLT, PAIRS, Processor, Settings
 
 __all__ = ["NEEDS", "NO_PAIR", "PAIRS", "compiled_pair"]
 
 NEEDS: Mapping[str, tuple[Need, ...]] = {
+    "deactivate-dual-monitor-outside-smm": (EntryControls.DEACTIVATE_DUAL_MONITOR,),
+    "entry-to-smm-outside-smm": (EntryControls.ENTRY_TO_SMM,),
     "guest-cet-needs-wp": (CR4.CET,),
     "guest-paging-needs-protection": (SecondaryControls.UNRESTRICTED_GUEST,),
     "guest-pcide-needs-ia32e-mode": (CR4.PCIDE,),
@@ -49,10 +52,14 @@ NO_PAIR: Mapping[str, str] = {
     "host-ssp-32-bit": _32_BIT,
     "ia32e-mode-guest-needs-64-bit-host": _32_BIT,
     "ia32e-mode-guest-needs-long-mode": _32_BIT,
+    "tsc-multiplier-is-not-zero": "the manual does not say so: Bochs demands it, KVM does not",
 }
 """Rules that no case can break alone, and why."""
 
-assert entry_pairs_guest and entry_pairs_state  # they fill PAIRS
+_PLAIN = {"enable", "disable", "mode", "needs", "raw_controls"}
+"""Settings whose text says all about them."""
+
+assert entry_pairs_guest and entry_pairs_guest_rest and entry_pairs_state  # they fill PAIRS
 
 
 def compiled_pair(name: str, target: Target) -> tuple[list[CompiledCase], list[CompiledCase]]:
@@ -63,12 +70,21 @@ def compiled_pair(name: str, target: Target) -> tuple[list[CompiledCase], list[C
     made = PAIRS[name](Processor(target))
     lacking: list[MissingCapability] = []
 
-    def compiled(settings: dict[str, object]) -> list[CompiledCase]:
+    bases: dict[str, CompiledCase] = {}
+
+    def compiled(settings: Settings) -> list[CompiledCase]:
+        # What the fields are laid over is the same for many: it is compiled once.
+        without = {name: value for name, value in settings.items() if name != "fields"}
         try:
-            return [compile_case(Case(**{"program": HLT, **settings}), target, program=HLT)]  # type: ignore[arg-type]
+            case = Case(**{"program": HLT, **settings})
+            base = bases.get(repr(without)) if without.keys() <= _PLAIN else None
+            if base is None:
+                base = compile_case(Case(**{"program": HLT, **without}), target, program=HLT)
+                bases[repr(without)] = base
         except MissingCapability as error:
             lacking.append(error)
             return []
+        return [replace(base, case=case, fields={**base.fields, **case.fields})]
 
     bad = [one for settings in made.bad for one in compiled(settings)]
     good = [one for settings in made.good for one in compiled(settings)]

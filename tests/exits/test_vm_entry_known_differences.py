@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmxlab import Case, Field, Mode, MsrArea
+from vmxlab import Case, ExitReason, Field, Mode, MsrArea, on
 from vmxlab.cases.controls import compute_controls
 from vmxlab.console.entries import SeenEntry, seen_entry
 from vmxlab.oracle.entry import EntryOutcome
@@ -17,6 +17,7 @@ from vmxlab.sdm.controls import (
 )
 from vmxlab.sdm.msrs import Msr
 from vmxlab.sdm.registers import CR0, CR4
+from vmxlab.structures import VmxBasic
 
 HLT = b"\xf4"
 ENTERS = SeenEntry(EntryOutcome.ENTERS)
@@ -53,6 +54,22 @@ def test_reserved_bits_of_debugctl_are_0(vmxlab, bit):
     """Vol. 3C, 27.3.1.1: with "load debug controls", bits reserved in IA32_DEBUGCTL must be 0."""
     case = {"enable": EntryControls.LOAD_DEBUG_CONTROLS, "fields": {Field.GUEST_IA32_DEBUGCTL: 1 << bit}}
     assert entry(vmxlab, **case) == INVALID_GUEST_STATE
+
+
+@pytest.mark.vmx_known_difference("entry-failure-writes-instruction-length")
+def test_failed_entry_leaves_the_instruction_length_alone(vmxlab):
+    """Vol. 3C, 27.8: but for exit reason and qualification, it is that of the exit before: CPUID's, 2."""
+    break_it = on(ExitReason.CPUID).vmwrite("GUEST_RFLAGS", 0).resume()
+    run = vmxlab.run(Case(program="cpuid", reactions=[break_it]))
+    assert run.reasons == [ExitReason.CPUID, ExitReason.ENTRY_FAILURE_GUEST_STATE]
+    assert [exit_.instruction_length for exit_ in run.exits] == [2, 2]
+
+
+@pytest.mark.vmx_known_difference("entry-error-code-of-any-event")
+def test_an_error_code_goes_only_with_a_hardware_exception(vmxlab):
+    """Vol. 3C, 27.2.1.3: of another type "deliver error code" is 0; IA32_VMX_BASIC[56] is about vectors."""
+    vmxlab.require(VmxBasic.error_code_any_vector)
+    assert entry(vmxlab, fields={Field.ENTRY_INTERRUPTION_INFORMATION: 0x8000_0A02}) == INVALID_CONTROLS
 
 
 @pytest.mark.vmx_known_difference("entry-host-cet-without-wp")
