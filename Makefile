@@ -5,6 +5,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 JOBS ?= 2
 export V
+# The suite starts Python some hundred times, which without compiled modules takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 ifneq ($(V),1)
 Q := @
@@ -24,6 +26,14 @@ test: guest ## the whole suite
 
 test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
 	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine auto-kvm tests/exits $(ARGS)
+
+test-oracle: guest ## the exit tests on bochs, each run checked by the oracle as well
+	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine bochs --vmx-oracle tests/exits $(ARGS)
+
+# Eight property tests share the N cases.
+fuzz: guest ## N=10000 generated cases on bochs against the oracle; SEED=1 others
+	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine bochs tests/properties \
+		--vmx-examples $$(( ($(or $(N),10000) + 7) / 8 )) --vmx-seed $(or $(SEED),0) --timeout 0 $(ARGS)
 
 coverage: guest ## which exit reasons the tests see on bochs and kvm-in-bochs, into docs/coverage.md
 	$(Q)mkdir -p docs
@@ -76,6 +86,6 @@ distclean: clean ## remove .venv too
 	$(Q)rm -rf .venv harness/vmxlab.egg-info
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm coverage docs console image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console image carrier bench wheel lint environment guest clean distclean help

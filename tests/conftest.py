@@ -1,30 +1,71 @@
 """What several folders of tests share: the capability MSRs of real sets of processors.
 
-`processors.json` holds what `vmxlab caps --json` read on models of Bochs 2.7. Two more are made of them: one
-as the first processors with VMX were (no TRUE MSRs, no secondary controls), and one with all the sets of
-controls.
+Some of the known processors (`vmxlab.structures.processors`) under short names, and two more that are made
+of them: one as the first processors with VMX were (no TRUE MSRs, no secondary controls), and one with all the
+sets of controls.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from vmxlab import Capabilities
+from vmxlab.structures.processors import named_processor
+
+from .generated import pytest_addoption, pytest_terminal_summary  # noqa: F401
+from .scheduling import beyond_the_core, place_of, unit_of
 
 pytest_plugins = ["pytester"]
 
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where no engine is named, a test with many parameters runs with a few on kvm-in-bochs."""
+    if config.option.vmx_engine is not None:
+        return
+    left_out = beyond_the_core(item.nodeid for item in items)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where no engine is named, the tests on kvm-in-bochs share one carrier."""
+    if config.option.vmx_engine is not None or config.option.dist != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneCarrier(LoadScopeScheduling):
+        """Asks for the unit of a test, and hands the next unit to a worker."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            self.workqueue.move_to_end(min(self.workqueue, key=place_of), last=False)
+            super()._assign_work_unit(node)
+
+    return OneCarrier(config, log)
+
+
 _TRUE_MSRS = range(0x48D, 0x491)
+_MODELS = {
+    "penryn": "core2_penryn_t9600",
+    "lynnfield": "corei5_lynnfield_750",
+    "sandy_bridge": "corei7_sandy_bridge_2600k",
+    "haswell": "corei7_haswell_4770",
+    "skylake": "corei7_skylake_x",
+    "icelake": "corei7_icelake_u",
+}
 
 
 def _load() -> Mapping[str, Capabilities]:
-    texts = json.loads((Path(__file__).parent / "processors.json").read_text())
-    processors = {name: Capabilities.from_dict(msrs) for name, msrs in texts.items()}
+    processors = {name: named_processor(model).capabilities for name, model in _MODELS.items()}
     first = {msr: value for msr, value in processors["penryn"].raw.items() if msr not in _TRUE_MSRS}
     del first[0x48B]
     first[0x480] &= ~(1 << 55)  # no TRUE MSRs: the default1 class is forced to 1 (SDM Vol. 3D, A.2)

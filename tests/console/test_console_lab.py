@@ -187,7 +187,7 @@ def engine(engine_with) -> PaperEngine:
 
 @pytest.fixture
 def lab(engine, tmp_path) -> Iterator[Lab]:
-    with Lab(log_dir=tmp_path / "logs", case_deadline_s=3.0) as made:
+    with Lab(log_dir=tmp_path / "logs", case_deadline_s=1.5) as made:
         yield made
 
 

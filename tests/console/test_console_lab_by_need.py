@@ -20,6 +20,16 @@ SPP = SecondaryControls.SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT
 NOWHERE = SecondaryControls.ENABLE_PCONFIG
 KILLS = {Field.HOST_CR3: 0x3F00000}
 
+FEW = ("core2_penryn_t9600", DEFAULT, "corei7_icelake_u", "tigerlake")
+few_models = pytest.mark.usefixtures("few")
+
+
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """A Bochs with few models: to boot all of them takes a second."""
+    assert set(FEW) <= set(BochsEngine().models())
+    monkeypatch.setattr(BochsEngine, "models", lambda self: FEW)
+
 
 @pytest.fixture
 def opened(monkeypatch) -> list:
@@ -66,6 +76,7 @@ def test_a_case_runs_on_the_first_other_model_that_has_what_it_needs(lab, opened
     assert models(opened) == [DEFAULT, "tigerlake"], "both stay up"
 
 
+@few_models
 def test_needs_of_the_caller_and_of_the_case_must_meet_in_one_model(lab):
     run = lab.run(Case(needs=[SPP]), needs=[CR4.PKE, EptVpidCap.page_1g])
     assert run.engine.endswith("(tigerlake)")
@@ -76,6 +87,7 @@ def test_needs_of_the_caller_and_of_the_case_must_meet_in_one_model(lab):
         lab.run(Case(needs=SPP), needs=[NOWHERE])
 
 
+@few_models
 def test_a_need_that_no_model_has_names_the_bit_and_says_so_and_is_learnt_once(lab, opened):
     for _ in range(2):
         with pytest.raises(MissingCapability) as caught:
@@ -88,6 +100,7 @@ def test_a_need_that_no_model_has_names_the_bit_and_says_so_and_is_learnt_once(l
     assert sorted(models(opened)) == sorted(BochsEngine().models())
 
 
+@few_models
 def test_at_most_one_machine_is_up_besides_the_default_models(lab, opened):
     with pytest.raises(MissingCapability):
         lab.run(Case(needs=NOWHERE))
@@ -130,6 +143,7 @@ MIXED = [
 ]
 
 
+@few_models
 @pytest.mark.parametrize("way", ["run_all", "run_image"])
 def test_each_case_of_many_has_its_own_model_number_and_verdict(lab, way):
     runs = getattr(lab, way)([case for case, _, _ in MIXED])

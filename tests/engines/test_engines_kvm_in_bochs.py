@@ -324,7 +324,7 @@ def test_vm_entries_are_counted_exactly_also_after_an_end_of_l1(shared, lab):
 def test_l2_that_never_exits_costs_only_its_own_case(shared, lab):
     assert_good(lab.run(GOOD))
     pid, qemu = shared.pid, shared.qemu
-    run = lab.run(Case(program="again: jmp again"))
+    run = lab.run(Case(program="again: jmp again", limits=Limits(l2_tsc=10_000_000)))
     assert (run.reasons, run.verdict) == ([ExitReason.PREEMPTION_TIMER], Verdict.PASS)
     before = time.monotonic()
     with pytest.raises(errors.MachineHung) as caught:

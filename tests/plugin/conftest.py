@@ -33,7 +33,7 @@ class Suite:
         return self._pytester.runpytest_inprocess(*PLAIN, *named, *arguments, no_reraise_ctrlc=True)
 
     def run_workers(self, *arguments):
-        """Run it in two workers of pytest-xdist."""
+        """Run it in two workers of pytest-xdist: three Pythons that start, so better once for many tests."""
         pytest.importorskip("xdist")
         command = [sys.executable, "-m", "pytest", *PLAIN, "-n", "2", "--vmx-engine", "bochs"]
         return self._pytester.run(*command, *arguments, timeout=100)

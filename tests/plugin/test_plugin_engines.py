@@ -203,18 +203,6 @@ def test_it(vmxlab): pass
     assert_usage_error(suite.run(), "::test_it", f"there is no known difference {words}")
 
 
-def test_unknown_difference_in_a_worker_of_xdist_is_an_error_of_its_test(suite):
-    suite.write("""
-@pytest.mark.vmx_known_difference("no-such")
-def test_it(vmxlab): pass
-def test_other(vmxlab): vmxlab.run(Case())
-""")
-    result = suite.run_workers()
-    result.assert_outcomes(errors=1, passed=1)
-    result.stdout.fnmatch_lines(["*there is no known difference 'no-such'*"])
-    result.stdout.no_fnmatch_line("*INTERNALERROR*")
-
-
 def test_options_and_markers_are_described(suite):
     options = "\n".join(suite.run("--help", engine=None).outlines)
     for option in ("--vmx-engine", "--vmx-model", "--vmx-log-dir", "--vmx-keep"):

@@ -1,17 +1,16 @@
 """The fixture `vmxlab`: one machine, every case in a test, and a crash that is one test's own."""
 
 import re
-import textwrap
 
 from .conftest import BOCHS_ID, README
 
 
-def test_example_of_the_readme_passes_and_its_id_says_where_it_ran(suite):
+def test_examples_of_the_readme_pass_and_their_ids_say_where_they_ran(suite):
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    (example,) = [block for block in blocks if "def test_" in block]
-    suite.write(example, name="test_readme", imports=False)
+    examples = [block for block in blocks if "def test_" in block]
+    suite.write("\n".join(examples), name="test_readme", imports=False)
     result = suite.run("-v")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=2)
     result.stdout.re_match_lines([rf"test_readme\.py::test_\w+{BOCHS_ID} PASSED.*"])
 
 
@@ -102,38 +101,34 @@ def test_lab_behind_the_fixture_knows_why_its_engine_was_chosen(suite):
 
 # --- two workers -------------------------------------------------------------------------------------------
 
-
-def test_workers_of_xdist_have_a_machine_each_and_the_summary_counts_all_of_them(suite):
-    suite.write("""
+IN_WORKERS = """
 @pytest.mark.parametrize("number", range(8))
 def test_it(vmxlab, number):
     runs = vmxlab.run_all([Case(name=f"case-{number}", program="cpuid; hlt")] * 2)
     assert all(run.reasons == [ExitReason.CPUID, ExitReason.HLT] for run in runs)
-""")
-    result = suite.run_workers("--vmx-log-dir", "logs", "--junitxml", "junit.xml")
-    result.assert_outcomes(passed=8)
+    assert number != 2
+
+@pytest.mark.vmx_known_difference("no-such")
+def test_differs(vmxlab): pass
+"""
+
+
+def test_workers_of_xdist_have_a_machine_each_and_one_report(suite):
+    """The summary counts all; a failure shows its records; what a marker gets wrong is an error."""
+    suite.write(IN_WORKERS)
+    result = suite.run_workers("--junitxml", "junit.xml")
+    result.assert_outcomes(passed=7, failed=1, errors=1)
     result.stdout.re_match_lines(
         [r"vmxlab: bochs \S+ \(corei7_skylake_x\) ran 16 cases with 32 exits in 8 tests"]
     )
-    text = "".join(log.read_text() for log in (suite.path / "logs").glob("serial-*.log"))
-    assert sorted(re.findall(r"name=case-(\d)", text)) == sorted("01234567" * 2)
-    junit = (suite.path / "junit.xml").read_text()
-    assert junit.count('name="vmx_engine" value="bochs ') == 8
-
-
-def test_failure_in_a_worker_shows_its_records_and_keeps_the_logs(suite):
-    suite.write(
-        textwrap.dedent("""
-        @pytest.mark.parametrize("number", range(4))
-        def test_it(vmxlab, number):
-            run = vmxlab.run(Case(name=f"case-{number}"))
-            assert number != 2
-        """)
-    )
-    result = suite.run_workers()
-    result.assert_outcomes(passed=3, failed=1)
     (folder,) = suite.log_folders()
     result.stdout.re_match_lines(
         [r"-+ vmxlab case \d+ \(case-2\) on bochs .*", rf"log: {folder}/serial-\d+\.log"]
     )
     result.stdout.fnmatch_lines([f"vmxlab: logs are in {folder}"])
+    result.stdout.fnmatch_lines(["*there is no known difference 'no-such'*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    text = "".join(log.read_text() for log in folder.glob("serial-*.log"))
+    assert sorted(re.findall(r"name=case-(\d)", text)) == sorted("01234567" * 2)
+    junit = (suite.path / "junit.xml").read_text()
+    assert junit.count('name="vmx_engine" value="bochs ') == 8

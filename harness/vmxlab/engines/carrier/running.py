@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 ENGINE = "kvm-in-bochs"
 
 # Emulated time is counted in instructions, some 40 million of them in a second of ours. With more of them in
-# an emulated second Linux's timer interrupts are rarer, with fewer the UARTs are faster; measured, the start
-# is quickest with 100 million, and with 50 or 200 million 10 to 20 % slower.
-_IPS = 100_000_000
+# an emulated second Linux's timer interrupts are rarer, with fewer the UARTs are faster, and so is each case.
+# Measured: with 100 million the start takes as long, but a machine's first case twice as long; with 25
+# million the start takes 10 % longer.
+_IPS = 50_000_000
 
 _STEP_DEADLINE_S = 20.0
 _NAP_S = 0.002
