@@ -40,13 +40,15 @@ class Way:
         return f"{shlex.join(self.before)} | {line}" if self.before else line
 
 
-def ways(rom: Path | None, elf: Path | None, bochsrc: Path | None) -> list[Way]:
-    """How to boot the files that were written."""
+def ways(rom: Path | None, elf: Path | None, bochsrc: Path | None, processors: int = 1) -> list[Way]:
+    """How to boot the files that were written, on a machine with so many processors."""
     found = []
     if rom is not None:
-        found.append(Way("QEMU/KVM, from the reset vector", qemu_command(("-bios", str(rom)))))
+        found.append(
+            Way("QEMU/KVM, from the reset vector", qemu_command(("-bios", str(rom)), processors=processors))
+        )
     if elf is not None:
-        found.append(Way("QEMU/KVM, as a kernel", qemu_command(("-kernel", str(elf)))))
+        found.append(Way("QEMU/KVM, as a kernel", qemu_command(("-kernel", str(elf)), processors=processors)))
     if bochsrc is not None:
         # Debian's Bochs waits at its debugger's prompt for "c"; others don't read it. Without a terminal for
         # input, Ctrl-C ends it there.
@@ -54,20 +56,24 @@ def ways(rom: Path | None, elf: Path | None, bochsrc: Path | None) -> list[Way]:
     return found
 
 
-def qemu_command(boot: Sequence[str], *, accelerator: str = "kvm", cpu: str | None = None) -> tuple[str, ...]:
+def qemu_command(
+    boot: Sequence[str], *, accelerator: str = "kvm", cpu: str | None = None, processors: int = 1
+) -> tuple[str, ...]:
     """QEMU with nothing but a processor with VMX, memory, and the serial line on standard output."""
     cpu = cpu or KvmEngine().cpu_argument(KvmEngine.default_model, ())
     machine = ("-M", "q35", "-m", str(_MEMORY_MB), "-accel", accelerator, "-cpu", cpu)
-    return (QEMU, "-nodefaults", "-display", "none", *machine, *boot, "-serial", "stdio")
+    smp = ("-smp", str(processors)) if processors > 1 else ()
+    return (QEMU, "-nodefaults", "-display", "none", *machine, *smp, *boot, "-serial", "stdio")
 
 
-def bochs_configuration(rom: Path) -> str:
+def bochs_configuration(rom: Path, processors: int = 1) -> str:
     """A bochsrc for a person. Raises ImageError for a path that it can't carry."""
     lines = settings(
         RomImage.check(rom),
         com1=_COM1,
         model=BochsEngine.default_model,
         memory_mb=_MEMORY_MB,
+        processors=processors,
         log_name=f"{rom.stem}.bochs.log",
     )
     return _REMARKS + "\n".join((*lines, ""))

@@ -16,6 +16,7 @@ from vmxlab.errors import LogError
 
 if TYPE_CHECKING:
     from vmxlab.console.lab import Lab
+    from vmxlab.console.lab_by_need import LabByNeed
 
     _NumberType = click.ParamType[int]
 else:
@@ -96,6 +97,15 @@ def open_lab(engine: str, model: str | None, log_dir: Path | None, *, command: s
     from vmxlab.console.lab import Lab
 
     lab = Lab(engine, model=model, log_dir=log_dir or new_log_dir(command))
+    lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
+    return lab
+
+
+def open_lab_by_need(engine: str, model: str | None, log_dir: Path | None, *, command: str) -> LabByNeed:
+    """As `open_lab`; without --model each case runs on a processor model that has what it needs."""
+    from vmxlab.console.lab_by_need import LabByNeed
+
+    lab = LabByNeed(engine, model=model, log_dir=log_dir or new_log_dir(command))
     lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
     return lab
 

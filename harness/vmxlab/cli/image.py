@@ -74,7 +74,7 @@ def image(
     rom = elf = bochsrc = None
     if kind != "elf":
         rom = _write(base, ".rom", pack_rom(target.monitor, payload))
-        bochsrc = _write(base, ".bochsrc", bochs_configuration(rom).encode())
+        bochsrc = _write(base, ".bochsrc", bochs_configuration(rom, _processors(compiled)).encode())
     if kind != "rom":
         elf = _write(base, ".elf", pack_elf(target.monitor, payload))
     _report(compiled, rom, elf, bochsrc)
@@ -144,6 +144,11 @@ def _write(base: Path, suffix: str, content: bytes) -> Path:
     return path
 
 
+def _processors(compiled: Sequence[CompiledCase]) -> int:
+    """How many the machine must have: what the case with most needs."""
+    return max((case.case.processors for case in compiled), default=1)
+
+
 def _report(
     compiled: Sequence[CompiledCase], rom: Path | None, elf: Path | None, bochsrc: Path | None
 ) -> None:
@@ -155,7 +160,7 @@ def _report(
         output.line(f"  {path}  {path.stat().st_size} bytes")
     output.line()
     output.line("To boot it by hand:")
-    for way in ways(rom, elf, bochsrc):
+    for way in ways(rom, elf, bochsrc, _processors(compiled)):
         output.line()
         output.line(f"# {way.what}", "dim")
         output.line(str(way))
