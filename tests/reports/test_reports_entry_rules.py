@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vmxlab import Field
 from vmxlab.oracle.entry import RULES, Environment, check_entry
+from vmxlab.oracle.entry.not_rules import NOT_RULES
 from vmxlab.reports.entry_rules import broken_table, outcome_in_words, unchecked_table
 from vmxlab.reports.entry_rules_page import rules_page
 from vmxlab.structures.processors import named_processor
@@ -30,11 +31,24 @@ def test_page_lists_every_rule_once():
     assert all(text.count(f"| `{rule.name}` |") == 1 for rule in RULES)
 
 
+def test_page_ends_with_what_is_no_rule_and_why():
+    rules, _, rest = rules_page().partition("\n## What is no rule here\n")
+    assert rules and "\n## " not in rest
+    assert all(f"| {item.section} | {item.check} | {item.why} |" in rest for item in NOT_RULES)
+
+
 def test_broken_rules_come_with_section_and_values():
     (row,) = broken_table(verdict(GUEST_RFLAGS=0)).json_rows()
     assert row["rule"] == "guest-rflags-reserved"
     assert row["section"] == "27.3.1.4"
     assert row["values"] == "GUEST_RFLAGS 0x0"
+    assert row["detail"] == ""
+
+
+def test_broken_rule_about_many_bits_names_those_that_are_wrong():
+    (row,) = broken_table(verdict(PIN_BASED_CONTROLS=1 << 31 | 0x14)).json_rows()
+    assert row["rule"] == "pin-based-controls-reserved"
+    assert row["detail"] == "bit 1 must be 1 but is 0; bit 31 must be 0 but is 1"
 
 
 def test_rules_that_were_not_checked_are_gathered_by_what_is_missing():

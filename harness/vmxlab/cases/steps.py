@@ -149,8 +149,8 @@ class ApicWrite(Step):
     the end, resets the machine.
 
     Under KVM the monitor itself runs the APIC timer, masked (guest/cpu/heartbeat.c). A case may take the
-    timer for itself. It then must not let L2 or a loop of L1 wait for anything else but this timer, as a KVM in
-    Bochs may not get the processor back without one.
+    timer for itself. It then must not let L2 or a loop of L1 wait for anything else but this timer, as a KVM
+    in Bochs may not get the processor back without one.
     """
 
     register: ApicRegister | int

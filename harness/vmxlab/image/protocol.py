@@ -84,7 +84,7 @@ class Op(IntEnum):
     MEMORY = 53
     """address u64, bytes u32: reports memory."""
     SWEEP = 54
-    """Enter once for each value of a register, and digest the exits; operands: `vmxlab.image.script.sweep`."""
+    """Enter once for each value of a register, digest the exits; operands: `vmxlab.image.script.sweep`."""
 
 
 OP_GO_ON = 0x80

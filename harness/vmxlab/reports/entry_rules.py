@@ -12,6 +12,7 @@ _BROKEN = (
     Column("section", "SDM Vol. 3C"),
     Column("sentence", "what must be so", fold=True),
     Column("values", "what is there", fold=True),
+    Column("detail", "which bits", fold=True),
 )
 _UNCHECKED = (
     Column("why", "not checked, because", fold=True),
@@ -35,6 +36,7 @@ def broken_table(verdict: EntryVerdict) -> Table:
             item.rule.section,
             item.rule.sentence,
             ", ".join(f"{field.name} {value:#x}" for field, value in item.values.items()),
+            item.detail,
         )
         for item in verdict.broken
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from vmxlab.oracle.entry import RULES, Area, EntryOutcome, EntryRule
+from vmxlab.oracle.entry.not_rules import NOT_RULES
 from vmxlab.sdm import EDITION
 from vmxlab.sdm.flags import BitFlags
 
@@ -56,12 +57,21 @@ def _lines() -> Iterator[str]:
         yield f"Broken: {_FAILURES[rules[0].area].value}."
         yield from ("", "| rule | what must be so | where | fields |", "| --- | --- | --- | --- |")
         yield from (_row(rule) for rule in rules)
+    yield from ("", "## What is no rule here", "")
+    yield "What the chapter says besides, and why no rule is about it."
+    yield from ("", "| section | check | why not |", "| --- | --- | --- |")
+    yield from (_cells(item.section, item.check, item.why) for item in NOT_RULES)
     yield ""
 
 
 def _row(rule: EntryRule) -> str:
     where = [f"{_name(flag)} is 1" for flag in rule.when] + [f"{_name(flag)} is 0" for flag in rule.unless]
-    cells = (f"`{rule.name}`", rule.sentence, ", ".join(where), _joined(field.name for field in rule.fields))
+    return _cells(
+        f"`{rule.name}`", rule.sentence, ", ".join(where), _joined(field.name for field in rule.fields)
+    )
+
+
+def _cells(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

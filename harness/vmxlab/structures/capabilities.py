@@ -120,12 +120,12 @@ class Capabilities:
     @property
     def cr0(self) -> ControlCapability:
         """The values CR0 may have in VMX operation; its fixed bits follow the same rule as controls."""
-        return ControlCapability(self.cr0_fixed0, self.cr0_fixed1, 64)
+        return ControlCapability(self.cr0_fixed0, self.cr0_fixed1, 64, CR0)
 
     @property
     def cr4(self) -> ControlCapability:
         """The values CR4 may have in VMX operation."""
-        return ControlCapability(self.cr4_fixed0, self.cr4_fixed1, 64)
+        return ControlCapability(self.cr4_fixed0, self.cr4_fixed1, 64, CR4)
 
     @property
     def vmcs_enum(self) -> VmcsEnum:

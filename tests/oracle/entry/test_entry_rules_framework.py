@@ -16,8 +16,9 @@ from vmxlab.oracle.entry.not_rules import NOT_RULES
 from vmxlab.oracle.entry.of_case import check_case, environment_of
 from vmxlab.oracle.entry.rule import NotChecked
 from vmxlab.oracle.entry.vmcs import Vmcs
-from vmxlab.sdm.controls import ControlSet, SecondaryControls
+from vmxlab.sdm.controls import ControlSet, PrimaryControls, SecondaryControls
 from vmxlab.sdm.msrs import Msr
+from vmxlab.sdm.registers import CR0, CR4
 from vmxlab.structures import Capabilities
 
 CONTROL_FIELDS = {controls.field for controls in ControlSet}
@@ -131,6 +132,61 @@ def test_three_faults_are_exactly_three(skylake):
     verdict = check_case(compiled(skylake, fields=BAD_CONTROL | BAD_HOST | BAD_GUEST))
     assert verdict.names == {"cr3-target-count", "host-tr-is-not-null", "guest-rflags-reserved"}
     assert verdict.unchecked == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "rule", "detail"),
+    [
+        (
+            Field.PRIMARY_PROCESSOR_BASED_CONTROLS,
+            PrimaryControls.HLT_EXITING | 1 << 1 | 1 << 0,
+            "primary-processor-based-controls-reserved",
+            "bit 1 must be 1 but is 0; bit 0 must be 0 but is 1",
+        ),
+        (
+            Field.SECONDARY_PROCESSOR_BASED_CONTROLS,
+            SecondaryControls.SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT,
+            "secondary-processor-based-controls-reserved",
+            "SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT must be 0 but is 1",
+        ),
+        (Field.HOST_CR0, CR0.NE | CR0.CD, "host-cr0-fixed", "NE must be 1 but is 0"),
+        (Field.GUEST_CR0, CR0.NE | CR0.NW, "guest-cr0-fixed", "NE must be 1 but is 0"),
+        (
+            Field.HOST_CR4,
+            CR4.VMXE | CR4.CET,
+            "host-cr4-fixed",
+            "VMXE must be 1 but is 0; CET must be 0 but is 1",
+        ),
+        (Field.GUEST_CR4, 1 << 31, "guest-cr4-fixed", "bit 31 must be 0 but is 1"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Field) else "",
+)
+def test_a_rule_about_many_bits_names_those_that_break_it(skylake, field, change, rule, detail):
+    """No bits that are right, none that are not checked (NW and CD), none of another rule."""
+    base = compiled(skylake, enable=SecondaryControls.ENABLE_VPID, fields={Field.VPID: 1})
+    verdict = check_entry(base.fields | {field: base.fields[field] ^ int(change)}, environment_of(base))
+    (broken,) = (item for item in verdict.broken if item.rule.name == rule)
+    assert broken.detail == detail
+    assert str(broken).endswith(f"; {detail}]")
+
+
+def test_protection_and_paging_are_not_wrong_in_an_unrestricted_guest(processors):
+    """Vol. 3C, 27.3.1.1: PE and PG are free there."""
+    base = compiled(
+        processors["icelake"], enable=(SecondaryControls.UNRESTRICTED_GUEST, SecondaryControls.ENABLE_EPT)
+    )
+    verdict = check_entry(base.fields | {Field.GUEST_CR0: 0}, environment_of(base))
+    (broken,) = (item for item in verdict.broken if item.rule.name == "guest-cr0-fixed")
+    assert broken.detail == "NE must be 1 but is 0"
+
+
+def test_generated_counts_of_loaded_msrs_stay_within_what_the_area_holds(skylake):
+    bases = [compiled(skylake, **_arguments(case)) for case in base_cases(skylake)]
+    counts = {
+        generated.changes.get(Field.ENTRY_MSR_LOAD_COUNT, 0)
+        for generated, _ in zip(Generator(1, bases), range(3000), strict=False)
+    }
+    assert counts == {0, 1, 2, 32}
 
 
 def test_guest_state_may_fail_with_the_qualification_of_any_broken_rule(skylake):

@@ -193,7 +193,12 @@ class Generator:
                 lambda: choose.choice((0xFFF, 0x1000, 0xFFFE, 0xFFFF, 0x1_0000, 0xF_FFFF, 0x10_0FFF))
             )
         if field in _AREAS:
-            shapes = [lambda: choose.choice((0, 1, 2, _AREA_ENTRIES, 1 << 20, field.max))]
+            counts = [0, 1, 2, _AREA_ENTRIES]
+            if field is not Field.ENTRY_MSR_LOAD_COUNT:
+                # Of this one the rules look at each entry; what lies behind the area nobody knows, so that a
+                # greater count would only be left open, and slowly.
+                counts += [1 << 20, field.max]
+            shapes = [lambda: choose.choice(counts)]
         if field is Field.GUEST_INTERRUPTIBILITY_STATE:
             shapes += [lambda: choose.randrange(32)] * 3
         if field is Field.GUEST_ACTIVITY_STATE:

@@ -18,16 +18,23 @@ _UNCHANGED = CR0.NW | CR0.CD
 _BNDCFGS_RESERVED = 0xFFC
 
 
-@rule(Field.GUEST_CR0)
+def _wrong_cr0(vmcs: Vmcs) -> str:
+    free = _UNCHANGED
+    if vmcs.on(SecondaryControls.UNRESTRICTED_GUEST):
+        free |= CR0.PE | CR0.PG
+    return reserved.wrong_cr0(vmcs, Field.GUEST_CR0, int(free))
+
+
+def _wrong_cr4(vmcs: Vmcs) -> str:
+    return reserved.wrong_cr4(vmcs, Field.GUEST_CR4)
+
+
+@rule(Field.GUEST_CR0, detail=_wrong_cr0)
 def guest_cr0_fixed(vmcs: Vmcs) -> bool:
     """CR0 has only bits that VMX operation supports: IA32_VMX_CR0_FIXED0 and _FIXED1, but for NW and CD; PE
     and PG are free for an unrestricted guest.
     """
-    value, fixed = vmcs[Field.GUEST_CR0], vmcs.capability(lambda: vmcs.capabilities.cr0)
-    free = _UNCHANGED
-    if vmcs.on(SecondaryControls.UNRESTRICTED_GUEST):
-        free |= CR0.PE | CR0.PG
-    return not (fixed.adjust(value) ^ value) & ~int(free)
+    return not _wrong_cr0(vmcs)
 
 
 @rule(Field.GUEST_CR0)
@@ -37,10 +44,10 @@ def guest_paging_needs_protection(vmcs: Vmcs) -> bool:
     return not value & CR0.PG or bool(value & CR0.PE)
 
 
-@rule(Field.GUEST_CR4)
+@rule(Field.GUEST_CR4, detail=_wrong_cr4)
 def guest_cr4_fixed(vmcs: Vmcs) -> bool:
     """CR4 has only bits that VMX operation supports: IA32_VMX_CR4_FIXED0 and _FIXED1."""
-    return vmcs.capability(lambda: vmcs.capabilities.cr4).allows(vmcs[Field.GUEST_CR4])
+    return not _wrong_cr4(vmcs)
 
 
 @rule(Field.GUEST_CR4, Field.GUEST_CR0)

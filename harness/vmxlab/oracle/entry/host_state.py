@@ -20,17 +20,24 @@ _SELECTORS = ("ES", "CS", "SS", "DS", "FS", "GS", "TR")
 _UNCHANGED = CR0.NW | CR0.CD
 
 
-@REGISTERS.rule(Field.HOST_CR0)
+def _wrong_cr0(vmcs: Vmcs) -> str:
+    return reserved.wrong_cr0(vmcs, Field.HOST_CR0, int(_UNCHANGED))
+
+
+def _wrong_cr4(vmcs: Vmcs) -> str:
+    return reserved.wrong_cr4(vmcs, Field.HOST_CR4)
+
+
+@REGISTERS.rule(Field.HOST_CR0, detail=_wrong_cr0)
 def host_cr0_fixed(vmcs: Vmcs) -> bool:
     """CR0 has only bits that VMX operation supports: IA32_VMX_CR0_FIXED0 and _FIXED1, but for NW and CD."""
-    value, fixed = vmcs[Field.HOST_CR0], vmcs.capability(lambda: vmcs.capabilities.cr0)
-    return not (fixed.adjust(value) ^ value) & ~int(_UNCHANGED)
+    return not _wrong_cr0(vmcs)
 
 
-@REGISTERS.rule(Field.HOST_CR4)
+@REGISTERS.rule(Field.HOST_CR4, detail=_wrong_cr4)
 def host_cr4_fixed(vmcs: Vmcs) -> bool:
     """CR4 has only bits that VMX operation supports: IA32_VMX_CR4_FIXED0 and _FIXED1."""
-    return vmcs.capability(lambda: vmcs.capabilities.cr4).allows(vmcs[Field.HOST_CR4])
+    return not _wrong_cr4(vmcs)
 
 
 @REGISTERS.rule(Field.HOST_CR4, Field.HOST_CR0)

@@ -49,12 +49,12 @@ NOT_RULES: tuple[NotARule, ...] = (
         "on processors with linear-address masking, bits 62:61 of CR3",
         "they lie beyond every physical-address width, which CR3 is checked against here; no engine has them",
     ),
-    NotARule("27.3.1.5", "in SMM the VMCS link pointer is not the executive-VMCS pointer", _SMM),
     NotARule(
         "27.3.1.1",
         "FRED: the fields that the later VM-entry control loads",
         "later than the edition cited, which has no such fields",
     ),
+    NotARule("27.3.1.5", "in SMM the VMCS link pointer is not the executive-VMCS pointer", _SMM),
     NotARule("27.3.2", "how guest state is loaded from the VMCS", _NO_VERDICT),
     NotARule(
         "27.4",

@@ -10,6 +10,7 @@ from vmxlab.sdm.controls import ControlSet
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.flags import BitFlags
 from vmxlab.sdm.registers import EFER
+from vmxlab.structures import ControlCapability
 
 EFER_DEFINED = EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE
 PAT_TYPES = frozenset({0, 1, 4, 5, 6, 7})
@@ -27,18 +28,33 @@ _CET_SUPPRESS, _CET_TRACKER = 1 << 10, 1 << 11
 def reserved_controls(table: RuleTable, controls: ControlSet) -> None:
     """The rule that a set of controls has only values that its capability MSR allows."""
 
-    def allowed(vmcs: Vmcs) -> bool:
-        capability = vmcs.capability(lambda: vmcs.capabilities.control(controls))
-        return capability.allows(vmcs.controls(controls))
+    def capability(vmcs: Vmcs) -> ControlCapability:
+        return vmcs.capability(lambda: vmcs.capabilities.control(controls))
 
     table.add(
         f"{controls.field.name.lower().replace('_', '-')}-reserved",
         f"Each of the {controls.value} has a setting that {controls.msr.name}"
         f"{f' ({controls.true_msr.name})' if controls.true_msr else ''} allows.",
-        allowed,
+        lambda vmcs: capability(vmcs).allows(vmcs.controls(controls)),
         [controls.field],
         when=[] if controls.activated_by is None else [controls.activated_by],
+        detail=lambda vmcs: wrong_bits(capability(vmcs), vmcs.controls(controls)),
     )
+
+
+def wrong_cr0(vmcs: Vmcs, field: Field, free: int) -> str:
+    """The bits of CR0 but `free` that VMX operation does not support, by name; "" where there are none."""
+    return wrong_bits(vmcs.capability(lambda: vmcs.capabilities.cr0), vmcs[field], free)
+
+
+def wrong_cr4(vmcs: Vmcs, field: Field) -> str:
+    """The bits of CR4 that VMX operation does not support, by name; "" where there are none."""
+    return wrong_bits(vmcs.capability(lambda: vmcs.capabilities.cr4), vmcs[field])
+
+
+def wrong_bits(capability: ControlCapability, value: int, free: int = 0) -> str:
+    """Each bit that the capability does not allow, by name; `free` are bits that it is not asked about."""
+    return "; ".join(item.rule for item in capability.check(value & ~free | capability.adjust(value) & free))
 
 
 def efer_reserved(table: RuleTable, field: Field, when: Iterable[BitFlags]) -> None:

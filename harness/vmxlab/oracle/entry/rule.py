@@ -47,6 +47,7 @@ class NotChecked(Exception):
 
 
 Holds = Callable[["Vmcs"], bool]
+Detail = Callable[["Vmcs"], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class EntryRule:
     when, unless   controls: the rule applies where all of `when` are 1 and none of `unless` is
     qualification  of the entry failure, for rules on guest state
     holds          the check itself
+    detail         of a rule about many bits: which of them break it, by name; None: all is said
     """
 
     name: str
@@ -72,6 +74,7 @@ class EntryRule:
     unless: tuple[BitFlags, ...]
     qualification: EntryQualification
     holds: Holds
+    detail: Detail | None = None
 
     def applies(self, vmcs: Vmcs) -> bool:
         """Whether the controls are such that the processor checks this at all."""
@@ -100,6 +103,7 @@ class RuleTable:
         when: Iterable[BitFlags] = (),
         unless: Iterable[BitFlags] = (),
         qualification: EntryQualification = EntryQualification.OTHER,
+        detail: Detail | None = None,
     ) -> Callable[[Holds], Holds]:
         """A function as a rule: its name with dashes, its docstring as the sentence."""
 
@@ -112,6 +116,7 @@ class RuleTable:
                 when=when,
                 unless=unless,
                 qualification=qualification,
+                detail=detail,
             )
             return holds
 
@@ -127,6 +132,7 @@ class RuleTable:
         when: Iterable[BitFlags] = (),
         unless: Iterable[BitFlags] = (),
         qualification: EntryQualification = EntryQualification.OTHER,
+        detail: Detail | None = None,
     ) -> None:
         """A rule that is one of several alike."""
         rule = EntryRule(
@@ -139,5 +145,6 @@ class RuleTable:
             unless=tuple(unless),
             qualification=qualification,
             holds=holds,
+            detail=detail,
         )
         self.rules.append(rule)

@@ -51,16 +51,19 @@ class EntryOutcome(Enum):
 class Broken:
     """A rule that does not hold, the fields that it read, and the exit qualification that it makes (27.8).
 
-    The qualification is None for controls and host state: these fail with an error number.
+    The qualification is None for controls and host state: these fail with an error number. `detail` names
+    the bits that break a rule about many of them; "" for all other rules.
     """
 
     rule: EntryRule
     values: Mapping[Field, int]
     qualification: int | None = None
+    detail: str = ""
 
     def __str__(self) -> str:
         values = ", ".join(f"{field.name} = {value:#x}" for field, value in self.values.items())
-        return f"{self.rule.name} ({self.rule.section}): {self.rule.sentence}" + (values and f" [{values}]")
+        there = "; ".join(text for text in (values, self.detail) if text)
+        return f"{self.rule.name} ({self.rule.section}): {self.rule.sentence}" + (there and f" [{there}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +167,15 @@ def check_entry(
         vmcs = Vmcs(fields, environment)
         try:
             if rule.applies(vmcs) and not rule.holds(vmcs):
-                broken.append(Broken(rule, dict(vmcs.was_read), _qualification(rule, vmcs)))
+                broken.append(_broken(rule, vmcs))
         except NotChecked as missing:
             unchecked.append(Unchecked(rule, str(missing), _qualification(rule, vmcs)))
     return EntryVerdict(tuple(broken), tuple(unchecked))
+
+
+def _broken(rule: EntryRule, vmcs: Vmcs) -> Broken:
+    values = dict(vmcs.was_read)
+    return Broken(rule, values, _qualification(rule, vmcs), rule.detail(vmcs) if rule.detail else "")
 
 
 def _qualification(rule: EntryRule, vmcs: Vmcs) -> int | None:
