@@ -53,15 +53,14 @@ class OracleCheck:
     def _check(self, run: Run, engine: str, version: str) -> list[str]:
         """The differences of a run that are not known ones of the engine."""
         from vmxlab.console.check import compare
-        from vmxlab.console.known import known_difference
+        from vmxlab.console.known import explain
 
         if run.compiled is None or run.verdict_on_error is not None:
             return []
         comparison = compare(run)
         self._count(comparison)
         new = []
-        for difference in comparison.differences:
-            key = known_difference(difference, engine, version)
+        for difference, key in explain(comparison.differences, engine, version):
             self.counts["differences" if key is None else f"known {key}"] += 1
             if key is None:
                 new.append(f"case {run.number}{run.name and f' ({run.name})'}: {difference}")

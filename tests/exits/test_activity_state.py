@@ -135,6 +135,16 @@ def test_an_nmi_window_ends_hlt(vmxlab, state):
     check_plain(exit_, ExitReason.NMI_WINDOW, PROGRAM)
 
 
+@SAVED
+@pytest.mark.vmx_known_difference("kvm-interrupt-window-in-hlt")
+@pytest.mark.parametrize("state", [HLT])
+def test_an_nmi_window_saves_hlt(vmxlab, state):
+    """Vol. 3C, 28.3.4: the activity state is saved as it was before the exit."""
+    controls = (PinControls.NMI_EXITING, PinControls.VIRTUAL_NMIS, PrimaryControls.NMI_WINDOW_EXITING)
+    (exit_,) = vmxlab.run(in_state(state, enable=controls)).exits
+    assert exit_.watched[ACTIVITY] == state
+
+
 @pytest.mark.vmx_needs(SecondaryControls.ENABLE_EPT)
 @pytest.mark.vmx_known_difference("nmi-blocking-outlives-vm-entry")
 @pytest.mark.parametrize("state", [HLT, SHUTDOWN])

@@ -66,7 +66,7 @@ def far_case(ept: Ept, access: str = READ, **more) -> Case:
 def assert_misconfigured(run, *, address: int = FAR + 0x128, rip: int = PROGRAM + 1) -> None:
     """The one exit: basic reason 49, the guest-physical address, no event, and nothing executed.
 
-    (The exit qualification and the guest-linear address are undefined: 28.2.1.)
+    (The guest-linear address is undefined: 28.2.1. For the exit qualification see below.)
     """
     assert run.reasons == [ExitReason.EPT_MISCONFIGURATION]
     (exit_,) = run.exits
@@ -215,6 +215,15 @@ def test_address_bits_of_a_large_page_below_its_size_are_reserved(vmxlab, level)
     vmxlab.require_ept(*PAGE_FEATURES[level])
     epts = {f"bit {n}": ept_with_page(level, RWX | WB | 1 << n) for n in range(13, {2: 21, 3: 30}[level])}
     assert run_each(vmxlab, epts, level) == all_misconfigured(epts)
+
+
+@pytest.mark.vmx_also_on("kvm-in-bochs")
+@pytest.mark.vmx_known_difference("kvm-ept-misconfiguration-qualification")
+def test_exit_qualification_of_a_misconfiguration_is_cleared(vmxlab):
+    """Vol. 3C, 28.2.1: it is none of the exits for which the field is saved."""
+    run = vmxlab.run(far_case(ept_with_page(1, W | WB)))
+    assert run.reasons == [ExitReason.EPT_MISCONFIGURATION]
+    assert run.exits[0].raw_qualification == 0
 
 
 @pytest.mark.vmx_known_difference("ept-large-page-bit-12-not-reserved")

@@ -72,6 +72,13 @@ def test_control_registers_are_those_of_the_mode(vmxlab, mode):
     assert size_bits == {Mode.LONG: 0b01, Mode.PROTECTED: 0b10, Mode.REAL: 0b00}[mode]
 
 
+@pytest.mark.vmx_known_difference("real-mode-cs-type")
+def test_type_of_cs_in_real_mode_is_saved_as_it_was_loaded(vmxlab):
+    """Vol. 3C, 27.3.2.2 and 28.3.2: accessed readable code, though a reset would make it data."""
+    run = vmxlab.run(Case(mode=Mode.REAL, watch=[Field.GUEST_CS_ACCESS_RIGHTS]))
+    assert run.exits[0].watched[Field.GUEST_CS_ACCESS_RIGHTS] == 0x9B
+
+
 @pytest.mark.vmx_needs(EntryControls.LOAD_IA32_EFER)
 @MODES
 def test_efer_belongs_to_the_mode(vmxlab, mode):

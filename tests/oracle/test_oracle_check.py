@@ -6,15 +6,16 @@ import dataclasses
 
 import pytest
 
-from vmxlab import Case, ExitReason, Field, IOBitmap, Limits
+from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, on
 from vmxlab.cases.steps import STANDARD, ReportMemory
 from vmxlab.console.check import compare_with
-from vmxlab.console.known import MATCHES, known_difference
+from vmxlab.console.known import MATCHES, explain, known_difference
 from vmxlab.console.run import End, Exit, Run
 from vmxlab.engines.differences import KNOWN_DIFFERENCES
 from vmxlab.errors import CaseError
 from vmxlab.oracle.prediction import EXIT_ATTRIBUTES
 from vmxlab.oracle.values import UNDEFINED, Bits, Unknown, is_said
+from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT
 
 L2 = 18 * 1024 * 1024
 
@@ -145,6 +146,54 @@ def test_known_differences_are_told_from_new_ones(run_as_predicted):
     (new,) = with_exit(run, 0, rflags=0x10003).check()
     assert known_difference(new, "bochs", "2.7") is None
     assert set(MATCHES) <= set(KNOWN_DIFFERENCES)
+
+
+def explained_keys(differences, engine="bochs", version="2.7"):
+    return [key for _, key in explain(differences, engine, version)]
+
+
+def test_what_follows_from_another_way_that_is_known_is_explained(run_as_predicted):
+    """An INVPCID that exits where it is #GP(0): all else of that exit, and the end, are another story."""
+    run, _ = run_as_predicted(Case(program="cpuid; ud2"))
+    wrong_before = {"registers": {**run.exits[0].registers, "rbx": 5}}
+    changed = with_exit(with_exit(run, 0, **wrong_before), 1, full_reason=ExitReason.INVPCID, rip=0)
+    changed = dataclasses.replace(changed, end=End.LIMIT)
+    differences = changed.check()
+    assert explained_keys(differences) == [None, *["exit-before-privilege-fault"] * (len(differences) - 1)]
+    assert explained_keys(differences, version="3.0") == [None] * len(differences)
+
+
+def test_flags_that_an_exit_has_not_saved_are_missing_at_the_next_one_too(run_as_predicted):
+    twice = [on(ExitReason.EXCEPTION_OR_NMI, times=1).resume()]
+    run, _ = run_as_predicted(Case(program="mov rax, [rbx]", registers={"rbx": 1 << 63}, reactions=twice))
+    changed = with_exit(with_exit(run, 0, rflags=2), 1, rflags=2)
+    assert explained_keys(changed.check()) == ["exception-exit-rf-clear"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"exits": ()}, "exits: the SDM says 1, seen 0"),
+        ({"outcomes": ()}, "outcomes: the SDM says 5, seen 0"),
+    ],
+)
+def test_an_exit_that_does_not_come_carries_its_rules(run_as_predicted, change, expected):
+    run, _ = run_as_predicted(Case(program="cpuid; hlt", reactions=[on(ExitReason.CPUID).stop()]))
+    (difference, *_) = dataclasses.replace(run, **change).check()
+    assert str(difference).startswith(expected)
+    assert difference.diverges == bool(difference.rules) == ("exits" in change)
+
+
+def test_a_failed_entry_is_known_only_by_the_rules_that_the_engine_lacks(run_as_predicted):
+    hlt = {Field.GUEST_ACTIVITY_STATE: 1}
+    for fields, key in (
+        (hlt | {Field.ENTRY_INTERRUPTION_INFORMATION: 0x8000_0306}, "injection-into-hlt-not-checked"),
+        (hlt | {Field.ENTRY_INTERRUPTION_INFORMATION: 0x8000_0306, Field.GUEST_RFLAGS: 0}, None),
+    ):
+        run, _ = run_as_predicted(Case(fields=fields))
+        assert run.exits[0].full_reason == ENTRY_FAILURE_BIT | ExitReason.ENTRY_FAILURE_GUEST_STATE
+        (difference, *_) = with_exit(run, 0, full_reason=int(ExitReason.HLT)).check()
+        assert known_difference(difference, "bochs", "2.7") == key
 
 
 def with_exit(run: Run, number: int, **changes: object) -> Run:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from vmxlab import Case, ExitReason, Field, Mode, PinControls, PrimaryControls, SecondaryControls, on
-from vmxlab.cases.memory import PROGRAM
+from vmxlab import (
+    Case,
+    ExitReason,
+    Field,
+    Mode,
+    PinControls,
+    PrimaryControls,
+    SecondaryControls,
+    VirtualApicPage,
+    guest_ept,
+    on,
+)
+from vmxlab.cases.memory import DATA, PROGRAM, UNMAPPED
+from vmxlab.cases.steps import STANDARD, Enter, ReportMemory, Vmread
+from vmxlab.image.layout import FREE_PAGES
 from vmxlab.oracle.values import UNDEFINED, Bits, agrees
+from vmxlab.sdm.apic import ApicRegister
 from vmxlab.sdm.registers import Vector
 
 P, S = PrimaryControls, SecondaryControls
@@ -178,8 +194,8 @@ def test_other_modes(predicted, mode):
         ("rdmsr", {"registers": {"rcx": 0x1B}, "msr_bitmap": True}, "MSR 0x1b"),
         (
             "hlt",
-            {"enable": P.USE_TPR_SHADOW, "fields": {Field.VIRTUAL_APIC_ADDRESS: 0x140_0000}},
-            "TPR_SHADOW",
+            {"enable": (P.USE_TPR_SHADOW, S.VIRTUALIZE_X2APIC_MODE), "fields": APIC_PAGE},
+            "X2APIC_MODE",
         ),
         ("in al, 0x60; cmp al, 1; je 1f; cpuid; 1: hlt", {"io": True}, "RFLAGS.ZF"),
     ],
@@ -237,3 +253,113 @@ def test_a_prediction_needs_nothing_but_the_case(compile_for):
 
     compiled = compile_for(Case(program="cpuid; hlt"))
     assert predict(compiled) == predict(compiled, compiled.target)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(4, Vector.DB * 8 + 2), (5, Vector.DB * 8 + 3), (6, Vector.DB * 8 + 2), (3, Vector.DB * 8 + 3)],
+)
+def test_ext_is_0_in_delivery_of_software_interrupts_but_int1(predicted, kind, code):
+    """Vol. 3A, 6.13: it is 0 for INT n, INT3 and INTO; INT1 is none of them. Here: no IDT entry."""
+    vector = Vector.BP if kind == 6 else Vector.DB
+    fields = {
+        Field.ENTRY_INTERRUPTION_INFORMATION: 1 << 31 | kind << 8 | vector,
+        Field.ENTRY_INSTRUCTION_LENGTH: 1,
+    }
+    exit_ = predicted(fields=fields).exits[0]
+    assert exit_.interruption_error_code == code + (vector - Vector.DB) * 8
+
+
+@pytest.mark.parametrize(("value", "expected"), [(7, [E.HLT]), (4, [E.HLT]), (3, [E.TPR_BELOW_THRESHOLD])])
+def test_mov_to_cr8_exits_below_the_threshold(predicted, value, expected):
+    """Vol. 3C, 30.1.2 and 30.3: behind the instruction, and VTPR is written."""
+    page = VirtualApicPage({ApicRegister.TASK_PRIORITY: 0x5F})
+    program = f"mov rbx, cr8; mov al, {value}; mov cr8, rax; mov rcx, cr8; hlt"
+    prediction = predicted(program, virtual_apic_page=page, fields={Field.TPR_THRESHOLD: 4})
+    assert reasons(prediction) == expected
+    assert prediction.exits[0].registers["rbx"] == 5
+    if expected == [E.HLT]:
+        assert prediction.exits[0].registers["rcx"] == value
+    else:
+        assert prediction.exits[0].rip == PROGRAM + 4 + 2 + 4
+
+
+def test_vm_entry_looks_at_vtpr_each_time(predicted):
+    """Vol. 3C, 27.2.1.1: what L2 has written there may make the next VM entry fail."""
+    prediction = predicted(
+        "mov al, 2; mov cr8, rax; hlt",
+        virtual_apic_page=VirtualApicPage({ApicRegister.TASK_PRIORITY: 0x50}),
+        fields={Field.TPR_THRESHOLD: 3},
+        reactions=[on(E.TPR_BELOW_THRESHOLD).resume()],
+    )
+    assert reasons(prediction) == [E.TPR_BELOW_THRESHOLD]
+    assert (prediction.outcomes[-1].operation, prediction.outcomes[-1].error) == ("vmresume", 7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "descriptor", "expected"),
+    [
+        (0, 0, E.HLT),
+        (3, 0, E.HLT),
+        (4, 0, E.EXCEPTION_OR_NMI),
+        (2, 1 << 12, E.EXCEPTION_OR_NMI),
+        (1, 5, E.EXCEPTION_OR_NMI),
+        (2, 5, E.HLT),
+        (0, 1 << 127, E.EXCEPTION_OR_NMI),
+        (2, 1 << 127, E.HLT),
+    ],
+)
+def test_invpcid_checks_its_operands(predicted, kind, descriptor, expected):
+    """Vol. 2A, INVPCID, with CR4.PCIDE 0."""
+    data = {DATA: descriptor.to_bytes(16, "little")}
+    prediction = predicted(
+        "invpcid rax, [DATA]; hlt", registers={"rax": kind}, data=data, enable=S.ENABLE_INVPCID
+    )
+    assert reasons(prediction) == [expected]
+    assert prediction.complete
+
+
+def test_l2_that_enters_into_hlt_is_woken_by_the_windows(predicted):
+    """Vol. 3C, 27.7.5: the activity state is saved as HLT."""
+    fields = {Field.GUEST_ACTIVITY_STATE: 1, Field.GUEST_RFLAGS: 0x202}
+    watch = [Field.GUEST_ACTIVITY_STATE]
+    prediction = predicted(fields=fields, watch=watch, enable=P.INTERRUPT_WINDOW_EXITING)
+    assert reasons(prediction) == [E.INTERRUPT_WINDOW]
+    assert prediction.exits[0].watched[Field.GUEST_ACTIVITY_STATE] == 1
+
+
+def test_a_violation_of_a_page_that_was_read_is_not_taken_for_an_old_translation(predicted):
+    """The accessed flags that the processor sets itself do not make its translations old."""
+    ept = guest_ept()
+    ept.protect(DATA + 0x1000, 0x1000, write=False)
+    prediction = predicted("mov rax, [DATA + 0x1000]; mov [DATA + 0x1000], rax; hlt", ept=ept)
+    assert reasons(prediction) == [E.EPT_VIOLATION]
+    assert prediction.complete
+
+
+def test_the_error_of_a_failed_entry_can_be_read(predicted):
+    steps = (*STANDARD[:-1], Enter(go_on=True), Vmread(Field.VM_INSTRUCTION_ERROR))
+    assert predicted(fields={Field.CR3_TARGET_COUNT: 9}, steps=steps).outcomes[-1].value == 7
+    assert predicted(fields={Field.HOST_TR_SELECTOR: 0}, steps=steps).outcomes[-1].value == 8
+
+
+@pytest.mark.parametrize(("in_use", "expected"), [(0, E.EXCEPTION_OR_NMI), (0xFFFF_FFFF, E.EPT_VIOLATION)])
+def test_a_violation_is_converted_where_the_information_area_is_free(predicted, in_use, expected):
+    """Vol. 3C, 26.5.7.1 and 26.5.7.2."""
+    area = FREE_PAGES
+    prediction = predicted(
+        "mov rax, [UNMAPPED]; hlt",
+        processor="icelake",
+        enable=S.EPT_VIOLATION_VE,
+        memory={area: struct.pack("<QQ", in_use << 32, 0) + bytes(4080)},
+        fields={Field.VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS: area, Field.EPTP_INDEX: 0x1234},
+        steps=(*STANDARD, ReportMemory(area, 40)),
+    )
+    (exit_,) = prediction.exits
+    assert exit_.reason is expected
+    if expected is E.EXCEPTION_OR_NMI:
+        assert agrees(exit_.raw_interruption_information, 0x8000_0300 | Vector.VE)
+        content = prediction.memory[area]
+        assert content[:8] == (48, 0, 0, 0, 255, 255, 255, 255)
+        assert content[16:32] == tuple(struct.pack("<QQ", UNMAPPED, UNMAPPED))
+        assert content[32:34] == (0x34, 0x12)

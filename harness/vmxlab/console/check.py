@@ -27,8 +27,10 @@ class Difference:
     """One thing that is not as the oracle says.
 
     `where`: "exit 2: rflags", "outcome 4 (vmlaunch)", "end", ... `predicted`, `seen`: in words. `rules`: what
-    the prediction rests on. Of an exit's difference: `attribute`, the exit `reason` predicted, and both
-    values, `said` and `have`.
+    the prediction rests on. Of an exit's difference: the exit's `number`, `attribute`, the exit `reason`
+    predicted, and both values, `said` and `have` (None where there is no such exit). Of an outcome's: its
+    operation, `outcome`. Of a byte of memory: "memory" as `attribute`, and both bytes where they are in
+    their 8 bytes.
     """
 
     where: str
@@ -39,6 +41,13 @@ class Difference:
     reason: ExitReason | int | None = None
     said: Value | None = None
     have: int | None = None
+    number: int | None = None
+    outcome: str = ""
+
+    @property
+    def diverges(self) -> bool:
+        """Whether from here on L2, or L1, goes another way than was predicted."""
+        return bool(self.outcome) or self.attribute == "full_reason"
 
     def __str__(self) -> str:
         """One line."""
@@ -141,12 +150,30 @@ class _Comparer:
         predicted, seen = len(self.prediction.exits), len(self.run.exits)
         if not self.prediction.complete:
             if seen < predicted:
-                self._differ("exits", f"at least {predicted}", str(seen))
+                self._too_few(f"at least {predicted}")
             return
         self.compared += 1
-        if seen != predicted:
-            what = f", the first too many {self.run.exits[predicted].reason_name}" if seen > predicted else ""
+        if seen < predicted:
+            self._too_few(str(predicted))
+        elif seen > predicted:
+            what = f", the first too many {self.run.exits[predicted].reason_name}"
             self._differ("exits", str(predicted), f"{seen}{what}")
+
+    def _too_few(self, predicted: str) -> None:
+        seen = len(self.run.exits)
+        missing = self.prediction.exits[seen]
+        self.differences.append(
+            Difference(
+                "exits",
+                predicted,
+                str(seen),
+                missing.rules,
+                "full_reason",
+                missing.reason,
+                missing.full_reason,
+                number=seen,
+            )
+        )
 
     def _exit(self, predicted: PredictedExit, seen: Exit) -> Iterator[Difference]:
         where = f"exit {predicted.number}"
@@ -183,6 +210,7 @@ class _Comparer:
             predicted.reason,
             said,
             seen,
+            predicted.number,
         )
 
     # --- outcomes ----------------------------------------------------------------------------------------
@@ -203,7 +231,7 @@ class _Comparer:
             want, got = getattr(said, name), have.get(name, getattr(seen, name))
             self.compared += 1
             if want != got:
-                self._differ(f"{where}: {name}", _number(want), _number(got), said.rules)
+                self._differ(f"{where}: {name}", _number(want), _number(got), said.rules, said.operation)
         if said.value is None:
             if seen.value is not None:
                 self._differ(f"{where}: value", "none", _number(seen.value), said.rules)
@@ -222,6 +250,7 @@ class _Comparer:
                 self._differ("end", self.prediction.end, str(end))
 
     def _memory(self) -> None:
+        wrong: set[int] = set()
         for address, content in self.prediction.memory.items():
             seen = self.run.memory.get(address)
             for offset, byte in enumerate(content):
@@ -229,13 +258,29 @@ class _Comparer:
                     continue
                 self.compared += 1
                 have = None if seen is None or offset >= len(seen) else seen[offset]
-                if have != byte:
-                    where = f"memory at {address + offset:#x}"
-                    self._differ(where, f"{byte:#04x}", "nothing" if have is None else f"{have:#04x}")
-                    break  # one line says enough
+                word = (address + offset) & -8
+                if have != byte and word not in wrong:
+                    wrong.add(word)  # one line for each says enough
+                    self._byte_differs(address + offset, byte, have)
 
-    def _differ(self, where: str, predicted: str, seen: str, rules: tuple[Rule, ...] = ()) -> None:
-        self.differences.append(Difference(where, predicted, seen, rules))
+    def _byte_differs(self, address: int, said: int, have: int | None) -> None:
+        rule = self.prediction.memory_rules.get(address & -8)
+        self.differences.append(
+            Difference(
+                f"memory at {address:#x}",
+                f"{said:#04x}",
+                "nothing" if have is None else f"{have:#04x}",
+                () if rule is None else (rule,),
+                "memory",
+                said=said << 8 * (address % 8),
+                have=None if have is None else have << 8 * (address % 8),
+            )
+        )
+
+    def _differ(
+        self, where: str, predicted: str, seen: str, rules: tuple[Rule, ...] = (), outcome: str = ""
+    ) -> None:
+        self.differences.append(Difference(where, predicted, seen, rules, outcome=outcome))
 
 
 def _words(attribute: str, value: Value) -> str:

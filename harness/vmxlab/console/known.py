@@ -1,37 +1,97 @@
 """Which known difference of an engine a difference from the oracle is an instance of.
 
 The oracle is not bent to an engine, and `Run.check()` reports every difference. Who runs many cases on an
-engine whose differences are known (`pytest --vmx-oracle`) tells the known from the new by this table.
+engine whose differences are known (`pytest --vmx-oracle`) tells the known from the new by this table, and
+`explain` tells what follows from a known one: where L2 goes another way, nothing later is as predicted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from vmxlab.console.check import Difference
+from vmxlab.console.entry_differences import CHANGES
 from vmxlab.engines.differences import KNOWN_DIFFERENCES
-from vmxlab.sdm.exit_reasons import ExitReason
+from vmxlab.oracle import ept, root
+from vmxlab.oracle.entering import UNMODIFIED
+from vmxlab.oracle.processor import operands, paging
+from vmxlab.oracle.values import Rule
+from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason
 from vmxlab.sdm.fields import Field
-from vmxlab.sdm.registers import RFLAGS
+from vmxlab.sdm.registers import RFLAGS, InterruptibilityState
 
 Matches = Callable[[Difference], bool]
 
 
+def _changed(difference: Difference) -> int | None:
+    """The bits that are not as said."""
+    said, have = difference.said, difference.have
+    value = said if isinstance(said, int) else getattr(said, "value", None)
+    if value is None or have is None:
+        return None
+    return int(value ^ have) & int(getattr(said, "known", -1))
+
+
 def _differs_in(attributes: tuple[str, ...], mask: int, *reasons: ExitReason) -> Matches:
-    """In these bits of one of the attributes, and in no others."""
+    """In these bits of one of the attributes, and in no others; of these exits, or of any."""
 
     def matches(difference: Difference) -> bool:
-        if difference.attribute not in attributes or difference.reason not in reasons:
+        if difference.attribute not in attributes or (reasons and difference.reason not in reasons):
             return False
-        said, have = difference.said, difference.have
-        value = said if isinstance(said, int) else getattr(said, "value", None)
-        known = getattr(said, "known", (1 << 64) - 1)
-        if value is None or have is None:
-            return False
-        changed = (value ^ have) & known
-        return bool(changed) and not changed & ~mask
+        changed = _changed(difference)
+        return bool(changed) and changed is not None and not changed & ~mask
 
     return matches
+
+
+def _in_memory(rule: Rule, mask: int) -> Matches:
+    """In these bits of what the processor stores by this rule."""
+    differs = _differs_in(("memory",), mask)
+    return lambda difference: rule in difference.rules and differs(difference)
+
+
+def _another_exit(said: ExitReason, *instead: ExitReason) -> Matches:
+    """This exit is predicted, and one of these others comes."""
+    return lambda difference: (
+        difference.attribute == "full_reason" and difference.said == said and difference.have in instead
+    )
+
+
+def _not_by(rule: Rule) -> Matches:
+    """The exit, or the outcome, that this rule makes does not come."""
+    return lambda difference: difference.diverges and rule in difference.rules
+
+
+def _entry_rules(key: str) -> Matches:
+    """A VM entry that fails by nothing but the rules which the engine is known to have otherwise."""
+    changed = CHANGES[key].keys()
+
+    def matches(difference: Difference) -> bool:
+        fails = isinstance(difference.said, int) and bool(difference.said & ENTRY_FAILURE_BIT)
+        if not difference.diverges or not (fails or difference.outcome in ("vmlaunch", "vmresume")):
+            return False
+        names = {rule.name for rule in difference.rules}
+        return bool(names) and names <= changed
+
+    return matches
+
+
+def _real_mode_cs(difference: Difference) -> bool:
+    """The type of CS, 11 as it was loaded, and 3 as in real mode after a reset."""
+    return (
+        difference.attribute == Field.GUEST_CS_ACCESS_RIGHTS.name
+        and difference.said == 0x9B
+        and difference.have == 0x93
+    )
+
+
+def _value_by(attribute: str, rule: Rule) -> Matches:
+    """An attribute's value that this rule gives."""
+    return lambda difference: difference.attribute == attribute and rule in difference.rules
+
+
+def _any_of(*some: Matches) -> Matches:
+    return lambda difference: any(matches(difference) for matches in some)
 
 
 _RFLAGS = ("rflags", Field.GUEST_RFLAGS.name)
@@ -40,16 +100,51 @@ _INTERRUPTION = ("raw_interruption_information", Field.EXIT_INTERRUPTION_INFORMA
 _RF = int(RFLAGS.RF)
 
 MATCHES: Mapping[str, Matches] = {
+    **{key: _entry_rules(key) for key in CHANGES},
     "apic-access-exit-rf-clear": _differs_in(_RFLAGS, _RF, ExitReason.APIC_ACCESS),
     "descriptor-table-operand-size": _differs_in(_INFORMATION, 1 << 11, ExitReason.GDTR_IDTR_ACCESS),
-    "descriptor-table-operand-size": _differs_in(_INFORMATION, 1 << 11, ExitReason.GDTR_IDTR_ACCESS),
+    "displacement-of-a-register-operand": _value_by("raw_qualification", operands.NO_DISPLACEMENT),
+    "entry-failure-writes-instruction-length": _value_by("instruction_length", UNMODIFIED),
+    "ept-ad-walk-without-read-bit": _differs_in(("raw_qualification",), 1, ExitReason.EPT_VIOLATION),
     "ept-exit-rf-clear": _differs_in(
         _RFLAGS, _RF, ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION, ExitReason.PML_FULL
     ),
+    "ept-guest-flag-update-not-checked": _not_by(ept.FLAG_UPDATE_IS_A_WRITE),
+    "ept-large-page-bit-12-not-reserved": _not_by(ept.BIT_12_IS_RESERVED),
     "error-code-in-real-mode": _differs_in(_INTERRUPTION, 1 << 11, ExitReason.EXCEPTION_OR_NMI),
     "exception-exit-rf-clear": _differs_in(_RFLAGS, _RF, ExitReason.EXCEPTION_OR_NMI),
+    "exit-before-privilege-fault": _another_exit(
+        ExitReason.EXCEPTION_OR_NMI, ExitReason.INVPCID, ExitReason.XSETBV
+    ),
+    "exit-from-an-inactive-state": _differs_in((Field.GUEST_ACTIVITY_STATE.name,), 3),
+    "interrupt-window-in-hlt": _another_exit(ExitReason.INTERRUPT_WINDOW, ExitReason.PREEMPTION_TIMER),
+    "invept-invvpid-type-upper-half": _not_by(root.TYPE_HAS_64_BITS),
+    "kvm-ept-misconfiguration-qualification": _differs_in(
+        ("raw_qualification", Field.EXIT_QUALIFICATION.name), 0xFFF, ExitReason.EPT_MISCONFIGURATION
+    ),
+    "kvm-interrupt-window-in-hlt": _differs_in(
+        (Field.GUEST_ACTIVITY_STATE.name,), 3, ExitReason.INTERRUPT_WINDOW, ExitReason.NMI_WINDOW
+    ),
+    "kvm-pml-full-for-accessed-flags": lambda difference: (
+        difference.attribute == "full_reason" and difference.said == ExitReason.PML_FULL
+    ),
+    "pml-entry-low-bits": _in_memory(ept.LOG, 0xFFF),
+    "pml-full-without-a-flag-to-set": lambda difference: (
+        difference.attribute == "full_reason" and difference.have == ExitReason.PML_FULL
+    ),
+    "kvm-operand-of-an-instruction-emulated-for-umip": _any_of(
+        _differs_in(("guest_physical_address",), 0xFFF, ExitReason.EPT_VIOLATION),
+        _differs_in(("guest_linear_address",), (1 << 64) - 1, ExitReason.EPT_VIOLATION),
+    ),
     "rdrand-16-bit-operand-size": _differs_in(_INFORMATION, 3 << 11, ExitReason.RDRAND, ExitReason.RDSEED),
-    "ept-ad-walk-without-read-bit": _differs_in(("raw_qualification",), 1, ExitReason.EPT_VIOLATION),
+    "real-mode-cs-type": _real_mode_cs,
+    "ve-eptp-index-of-the-field": _in_memory(paging.EPTP_INDEX, 0xFFFF),
+    # An earlier case may have left the blocking, too: no NMI window then.
+    "virtual-nmi-blocking-outlives-vm-entry": _any_of(
+        _differs_in((Field.GUEST_INTERRUPTIBILITY_STATE.name,), int(InterruptibilityState.BLOCKING_BY_NMI)),
+        lambda difference: difference.attribute == "full_reason" and difference.said == ExitReason.NMI_WINDOW,
+    ),
+    "vm-entry-with-shadow-vmcs": _not_by(root.SHADOW_IS_NOT_ENTERED),
 }
 """By the key in `vmxlab.engines.differences`."""
 
@@ -64,3 +159,35 @@ def known_difference(difference: Difference, engine: str, version: str) -> str |
         ):
             return key
     return None
+
+
+Explained = tuple[Difference, str | None]
+
+
+def explain(differences: Sequence[Difference], engine: str, version: str) -> list[Explained]:
+    """Each difference of a run, and the key of the known one behind it; None for a new one.
+
+    Behind a known difference by which L2 or L1 goes another way stands that one. RFLAGS.RF that an exit has
+    not saved is missing at the next one too.
+    """
+    explained: list[Explained] = []
+    another_way = next(
+        (
+            key
+            for difference in differences
+            if difference.outcome and (key := known_difference(difference, engine, version)) is not None
+        ),
+        None,
+    )
+    without_rf: dict[int, str] = {}
+    for difference in differences:
+        key = known_difference(difference, engine, version)
+        if key is not None and difference.diverges and another_way is None:
+            another_way = key
+        is_rf = difference.attribute in _RFLAGS and difference.number is not None
+        if key is None and is_rf and _changed(difference) == _RF and not (difference.have or 0) & _RF:
+            key = without_rf.get((difference.number or 0) - 1)
+        if key is not None and is_rf:
+            without_rf[difference.number or 0] = key
+        explained.append((difference, key or another_way))
+    return explained

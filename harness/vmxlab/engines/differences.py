@@ -60,6 +60,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         sdm="an instruction fetch from the APIC-access page is an APIC-access exit of access type 2",
         engine_does="the emulator panics (prefetch: getHostMemAddr vetoed direct read), the machine dies",
     ),
+    "cr0-pg-not-fixed-in-32-bit-mode": KnownDifference(
+        seen_with=_BOCHS_DIRECTLY,
+        section="Vol. 3C, 24.8 and 26.3",
+        sdm='without "unrestricted guest" a MOV to CR0 that clears PG, or PE and PG, is #GP(0)',
+        engine_does="outside 64-bit mode it is executed, and L2 goes on without paging",
+    ),
     "descriptor-table-operand-size": KnownDifference(
         seen_with=_BOCHS,
         section="Vol. 3C, table 28-10",
@@ -90,6 +96,18 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         section="Vol. 3C, 27.3.1.1",
         sdm='with "load debug controls" VM entry fails where reserved bits of IA32_DEBUGCTL are 1',
         engine_does="the field is not looked at: the entry succeeds",
+    ),
+    "entry-error-code-of-any-event": KnownDifference(
+        seen_with=_BOCHS_DIRECTLY,
+        section="Vol. 3C, 27.2.1.3",
+        sdm="with IA32_VMX_BASIC[56], too, an error code goes only with a hardware exception, and CR0.PE",
+        engine_does="where that bit is 1 nothing of this is checked: the entry succeeds",
+    ),
+    "entry-failure-writes-instruction-length": KnownDifference(
+        seen_with=_BOCHS_DIRECTLY,
+        section="Vol. 3C, 27.8",
+        sdm="a VM-entry failure with exit reason 33 or 34 leaves all other VM-exit information fields alone",
+        engine_does="the VM-exit instruction length becomes that of VMLAUNCH or VMRESUME, 3",
     ),
     "entry-host-cet-without-wp": KnownDifference(
         seen_with=_BOCHS_DIRECTLY,
@@ -251,6 +269,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         sdm="an EOI of a vector that the EOI-exit bitmap names is a virtualized-EOI exit",
         engine_does="KVM does not pass the EOI-exit bitmaps on: there is no exit",
     ),
+    "kvm-ept-misconfiguration-qualification": KnownDifference(
+        seen_with=_KVM,
+        section="Vol. 3C, 28.2.1",
+        sdm="the exit qualification is cleared where the exit is none of those it is saved for",
+        engine_does="an EPT misconfiguration that KVM finds itself has that of the violation which led there",
+    ),
     "kvm-ept-violation-by-iret": KnownDifference(
         seen_with=_KVM,
         section="Vol. 3C, 28.1 and 28.2.1",
@@ -305,7 +329,7 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
     "kvm-interrupt-window-in-hlt": KnownDifference(
         seen_with=_KVM,
         section="Vol. 3C, 28.1 and 28.3.4",
-        sdm="an interrupt-window exit from HLT saves the activity state HLT",
+        sdm="an interrupt-window or NMI-window exit from HLT saves the activity state HLT",
         engine_does="KVM does not begin to halt, and the state is saved as active",
     ),
     "kvm-io-without-alignment-check": KnownDifference(
@@ -319,6 +343,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         section="Vol. 3C, 27.3.1.5",
         sdm="VM entry fails where the VMCS link pointer is the current-VMCS pointer",
         engine_does="the entry succeeds: of the VMCS it points to only the first word is looked at",
+    ),
+    "kvm-lmsw-drops-the-read-shadow": KnownDifference(
+        seen_with={"kvm-in-bochs": r"linux-6\.1\."},
+        section="Vol. 3C, 26.3",
+        sdm="SMSW and MOV from CR0 read the bits of the CR0 guest/host mask from the CR0 read shadow",
+        engine_does="after an LMSW that does not exit to L1 they read these bits from CR0 itself",
     ),
     "kvm-loads-noncanonical-sysenter": KnownDifference(
         seen_with=_KVM,
@@ -337,6 +367,16 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         section="Vol. 3C, 28.1",
         sdm="an NMI, or virtual NMI, whose delivery exits has begun its blocking, which the exit saves",
         engine_does="the blocking is saved as 0",
+    ),
+    "kvm-operand-of-an-instruction-emulated-for-umip": KnownDifference(
+        # Only where the processor that KVM runs on has no UMIP, as the model of Bochs.
+        seen_with={"kvm-in-bochs": r"linux-6\.1\."},
+        section="Vol. 3C, 28.2.1",
+        sdm="an EPT violation records the guest-linear and the guest-physical address of the access",
+        engine_does=(
+            "where KVM emulates LLDT, LTR, ... for CR4.UMIP, the guest-physical address is that of the page, "
+            "and the guest-linear address that of an access before"
+        ),
     ),
     "kvm-pml-full-for-accessed-flags": KnownDifference(
         seen_with=_KVM,
@@ -412,6 +452,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         section="Vol. 3C, table 28-12",
         sdm="bits 12:11 of the instruction information are 0 for RDRAND and RDSEED with a 16-bit destination",
         engine_does="they are 1, as for a 32-bit destination",
+    ),
+    "real-mode-cs-type": KnownDifference(
+        seen_with=_BOCHS,
+        section="Vol. 3C, 27.3.2.2 and 28.3.2",
+        sdm="access rights of CS are saved as VM entry loaded them, in real mode as well: code, type 11",
+        engine_does="the type is saved as 3, as after a reset",
     ),
     "single-step-before-the-instruction": KnownDifference(
         seen_with={"kvm-in-bochs": _IN_KVM},

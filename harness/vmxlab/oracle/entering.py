@@ -13,17 +13,27 @@ from vmxlab.oracle.processor.state import (
     GUEST_SEGMENTS,
     UNUSABLE,
     Carried,
+    Fault,
     Processor,
     Segment,
     segment_fields,
 )
-from vmxlab.oracle.values import NOTHING_KNOWN, UNDEFINED, Bits, CannotTell, Value, as_value
+from vmxlab.oracle.rules.control_registers import load_pdptes
+from vmxlab.oracle.values import NOTHING_KNOWN, UNDEFINED, Bits, CannotTell, Rule, Value, as_value
 from vmxlab.oracle.vmcs import ModelVmcs
 from vmxlab.sdm.controls import EntryControls, ExitControls, PinControls, SecondaryControls
 from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.msrs import Msr
-from vmxlab.sdm.registers import CR0, CR4, EFER, GENERAL_REGISTERS, RFLAGS, InterruptibilityState
+from vmxlab.sdm.registers import (
+    CR0,
+    CR4,
+    EFER,
+    GENERAL_REGISTERS,
+    RFLAGS,
+    ActivityState,
+    InterruptibilityState,
+)
 
 _U64 = (1 << 64) - 1
 _RSP = 4
@@ -32,7 +42,10 @@ _SYSENTER = {
     Msr.IA32_SYSENTER_ESP: Field.GUEST_IA32_SYSENTER_ESP,
     Msr.IA32_SYSENTER_EIP: Field.GUEST_IA32_SYSENTER_EIP,
 }
+_CR0_OF_L1 = int(CR0.NW | CR0.CD)
+"""Bits of CR0 that VM entry leaves as they are (27.3.2.1): the monitor has them 0 (guest/vmx/operation.c)."""
 DR7_AFTER_EXIT = 0x400
+UNMODIFIED = Rule("an entry failure writes exit reason and qualification alone", "Vol. 3C, 27.8")
 
 
 def enter(
@@ -62,7 +75,6 @@ def enter(
 def _refuse_unknown_state(vmcs: ModelVmcs) -> None:
     refuse_unknown_controls(vmcs)
     for field, what in (
-        (Field.GUEST_ACTIVITY_STATE, "an activity state other than active"),
         (Field.GUEST_PENDING_DEBUG_EXCEPTIONS, "pending debug exceptions"),
         (Field.ENTRY_MSR_LOAD_COUNT, "a VM-entry MSR-load area"),
         (Field.EXIT_MSR_STORE_COUNT, "a VM-exit MSR-store area"),
@@ -70,6 +82,8 @@ def _refuse_unknown_state(vmcs: ModelVmcs) -> None:
     ):
         if vmcs.get(field):
             raise CannotTell(what)
+    if vmcs.get(Field.GUEST_ACTIVITY_STATE) not in (ActivityState.ACTIVE, ActivityState.HLT):
+        raise CannotTell("the shutdown or wait-for-SIPI state")
 
 
 def _load(
@@ -97,7 +111,7 @@ def _load(
         registers=registers,
         rip=vmcs.get(Field.GUEST_RIP),
         rflags=vmcs.read(Field.GUEST_RFLAGS),
-        cr0=cr0 | int(CR0.ET),
+        cr0=cr0 & ~_CR0_OF_L1 | int(CR0.ET),
         cr3=vmcs.get(Field.GUEST_CR3),
         cr4=cr4,
         efer=_efer(vmcs, entry, cr0),
@@ -113,12 +127,22 @@ def _load(
         sysenter={int(msr): vmcs.read(f) for msr, f in _SYSENTER.items()},
         interruptibility=vmcs.get(Field.GUEST_INTERRUPTIBILITY_STATE),
         cached=cached,
+        halted=vmcs.get(Field.GUEST_ACTIVITY_STATE) == ActivityState.HLT,
     )
     if cr0 & CR0.PG and cr4 & CR4.PAE and not processor.efer & EFER.LMA:
-        if not processor.on(SecondaryControls.ENABLE_EPT):
-            raise CannotTell("PAE paging without EPT: the PDPTEs are loaded from memory")
-        processor.pdptes = tuple(vmcs.get(Field[f"GUEST_PDPTE{i}"]) for i in range(4))
+        if processor.on(SecondaryControls.ENABLE_EPT):
+            processor.pdptes = tuple(vmcs.get(Field[f"GUEST_PDPTE{i}"]) for i in range(4))
+        else:
+            _load_pdptes(processor)
     return processor
+
+
+def _load_pdptes(processor: Processor) -> None:
+    """27.3.2.4: without EPT from the memory that CR3 points to."""
+    try:
+        load_pdptes(processor, processor.cr3)
+    except Fault:
+        raise CannotTell("PDPTEs with reserved bits, which an earlier VM entry did not meet") from None
 
 
 def _segment(vmcs: ModelVmcs, name: str) -> Segment:
@@ -198,7 +222,8 @@ def failed_entry(
         },
         watched={field: _watched(vmcs, field) for field in watch},
         rules=how.rules,
-        **unwritten,  # type: ignore[arg-type]
+        field_rules=dict.fromkeys(unwritten, (UNMODIFIED,)),
+        **unwritten,
     )
 
 
@@ -299,14 +324,20 @@ def _save(processor: Processor, exit_: VmExit) -> None:
     put(Field.GUEST_ACTIVITY_STATE, 1 if processor.halted else 0)
     put(Field.GUEST_INTERRUPTIBILITY_STATE, _interruptibility(processor))
     put(Field.GUEST_PENDING_DEBUG_EXCEPTIONS, 0)
-    if processor.pdptes is not None:
-        for i, value in enumerate(processor.pdptes):
-            put(Field[f"GUEST_PDPTE{i}"], value)
+    _save_pdptes(processor)
     if not vmcs.capabilities.misc.stores_efer_lma:
         return
     entry = vmcs.values[Field.ENTRY_CONTROLS]
     lma = int(EntryControls.IA32E_MODE_GUEST) if processor.efer & EFER.LMA else 0
     put(Field.ENTRY_CONTROLS, entry.with_bits(int(EntryControls.IA32E_MODE_GUEST), Bits(lma)))
+
+
+def _save_pdptes(processor: Processor) -> None:
+    """28.3.4: undefined without EPT or PAE paging."""
+    saved = processor.pdptes if processor.on(SecondaryControls.ENABLE_EPT) else None
+    for i in range(4):
+        if processor.vmcs.has(Field[f"GUEST_PDPTE{i}"]):
+            processor.vmcs.put(Field[f"GUEST_PDPTE{i}"], NOTHING_KNOWN if saved is None else saved[i])
 
 
 def _interruptibility(processor: Processor) -> Bits:

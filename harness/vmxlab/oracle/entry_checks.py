@@ -13,7 +13,7 @@ from vmxlab.oracle.entry import EntryOutcome, EntryVerdict, Environment, check_e
 from vmxlab.oracle.memory import MachineMemory
 from vmxlab.oracle.values import Bits, CannotTell, Rule, Unknown, Value
 from vmxlab.oracle.vmcs import ModelVmcs
-from vmxlab.sdm.controls import ControlSet, PinControls, PrimaryControls, SecondaryControls
+from vmxlab.sdm.controls import ControlSet, EntryControls, PinControls, PrimaryControls, SecondaryControls
 from vmxlab.sdm.fields import Field, FieldType
 from vmxlab.sdm.registers import CR4
 
@@ -40,7 +40,7 @@ def entry_checks(
 
     `current`: the current-VMCS pointer. `valid`: fields as a VM exit has saved them; empty before the first.
     """
-    if valid and not _changed(vmcs, valid):
+    if valid and not _changed(vmcs, valid) and not _reads_memory(vmcs):
         return None
     fields = {
         field: value.value
@@ -67,6 +67,18 @@ def _changed(vmcs: ModelVmcs, valid: Mapping[Field, Bits]) -> bool:
             continue  # good in any mode: canonical, and below 4 GiB
         return True
     return False
+
+
+def _reads_memory(vmcs: ModelVmcs) -> bool:
+    """Whether a check looks at memory, which may be another since: VTPR, PDPTEs, a shadow VMCS."""
+    primary, secondary = vmcs.get(Field.PRIMARY_PROCESSOR_BASED_CONTROLS), vmcs.secondary()
+    has_pdptes = vmcs.get(Field.GUEST_CR4) & CR4.PAE and not (
+        secondary & SecondaryControls.ENABLE_EPT
+        or vmcs.get(Field.ENTRY_CONTROLS) & EntryControls.IA32E_MODE_GUEST
+    )
+    return bool(
+        primary & PrimaryControls.USE_TPR_SHADOW or secondary & SecondaryControls.VMCS_SHADOWING or has_pdptes
+    )
 
 
 def _failure(verdict: EntryVerdict) -> NotEntered | None:
@@ -101,15 +113,18 @@ _KNOWN: dict[ControlSet, int] = {
     ControlSet.PRIMARY: int(
         _P.INTERRUPT_WINDOW_EXITING | _P.USE_TSC_OFFSETTING | _P.HLT_EXITING | _P.INVLPG_EXITING
         | _P.MWAIT_EXITING | _P.RDPMC_EXITING | _P.RDTSC_EXITING | _P.CR3_LOAD_EXITING | _P.CR3_STORE_EXITING
-        | _P.CR8_LOAD_EXITING | _P.CR8_STORE_EXITING | _P.NMI_WINDOW_EXITING | _P.MOV_DR_EXITING
-        | _P.UNCONDITIONAL_IO_EXITING | _P.USE_IO_BITMAPS | _P.MONITOR_TRAP_FLAG | _P.USE_MSR_BITMAPS
-        | _P.MONITOR_EXITING | _P.PAUSE_EXITING | _P.ACTIVATE_SECONDARY_CONTROLS
+        | _P.CR8_LOAD_EXITING | _P.CR8_STORE_EXITING | _P.USE_TPR_SHADOW | _P.NMI_WINDOW_EXITING
+        | _P.MOV_DR_EXITING | _P.UNCONDITIONAL_IO_EXITING | _P.USE_IO_BITMAPS | _P.MONITOR_TRAP_FLAG
+        | _P.USE_MSR_BITMAPS | _P.MONITOR_EXITING | _P.PAUSE_EXITING | _P.ACTIVATE_SECONDARY_CONTROLS
     ),
     ControlSet.SECONDARY: int(
         _S.ENABLE_EPT | _S.DESCRIPTOR_TABLE_EXITING | _S.ENABLE_RDTSCP | _S.WBINVD_EXITING
         | _S.UNRESTRICTED_GUEST | _S.RDRAND_EXITING | _S.ENABLE_INVPCID | _S.RDSEED_EXITING
         | _S.ENABLE_USER_WAIT_AND_PAUSE | _S.MODE_BASED_EXECUTE_CONTROL_FOR_EPT
-        | _S.VMCS_SHADOWING | _S.PAUSE_LOOP_EXITING | _S.ENABLE_XSAVES
+        | _S.ENABLE_VPID | _S.ENABLE_VM_FUNCTIONS | _S.VMCS_SHADOWING | _S.PAUSE_LOOP_EXITING
+        | _S.ENABLE_XSAVES | _S.ENABLE_PML | _S.USE_TSC_SCALING | _S.CONCEAL_VMX_FROM_PT
+        # What they do is asked for where an access would show it (`vmxlab.oracle.ept`, `processor.paging`).
+        | _S.SUB_PAGE_WRITE_PERMISSIONS_FOR_EPT | _S.EPT_VIOLATION_VE
     ),
     ControlSet.TERTIARY: 0,
 }  # fmt: skip

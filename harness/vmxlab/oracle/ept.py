@@ -42,6 +42,7 @@ NOT_PRESENT = Rule("an EPT entry that is not present is an EPT violation", "Vol.
 MISCONFIGURED = Rule(
     "an EPT entry that is not configured properly is an EPT misconfiguration", "Vol. 3C, 29.3.3.1"
 )
+BIT_12_IS_RESERVED = Rule("bit 12 of an entry that maps a large page is reserved", "Vol. 3C, 29.3.2")
 RIGHTS = Rule("an access that the EPT entries don't allow together is an EPT violation", "Vol. 3C, 29.3.3.2")
 ENTRY_BY_ENTRY = Rule("entries are judged one by one, their rights after the last", "Vol. 3C, 29.3.3.3")
 PAGING_ACCESS_IS_A_WRITE = Rule(
@@ -120,7 +121,7 @@ def walk(state: PagingState, gpa: int, read: Read) -> EptPath:
         raise CannotTell(f"EPT with a page-walk length of {eptp.page_walk_length} is not modelled")
     if gpa >> _GPA_BITS:
         raise CannotTell(f"guest-physical address {gpa:#x} is wider than what EPT of 4 levels translates")
-    by_mode = bool(state.secondary & SecondaryControls.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
+    by_mode = _by_mode(state)
     table, entries = eptp.address, []
     for level in range(_LEVELS, 0, -1):
         address = table + 8 * (gpa >> shift_of(level) & ENTRIES - 1)
@@ -128,19 +129,34 @@ def walk(state: PagingState, gpa: int, read: Read) -> EptPath:
         if value is None:
             raise CannotTell(f"the EPT entry at {address:#x} is not known")
         entries.append(EptEntry(level, address, value))
-        faults = misconfigurations(
-            value,
-            level,
-            features,
-            physical_address_width=state.maxphyaddr,
-            mode_based_execute=by_mode,
-        )
-        if any(True for _ in faults):
+        if _is_misconfigured(state, value, level, features):
             return EptPath(gpa, tuple(entries), True, by_mode)
         if not is_present(value, by_mode) or is_page(value, level):
             break
         table = value & ADDRESS
     return EptPath(gpa, tuple(entries), False, by_mode)
+
+
+def _by_mode(state: PagingState) -> bool:
+    return bool(state.secondary & SecondaryControls.MODE_BASED_EXECUTE_CONTROL_FOR_EPT)
+
+
+def _is_misconfigured(state: PagingState, value: int, level: int, features: EptVpidCap) -> bool:
+    faults = misconfigurations(
+        value,
+        level,
+        features,
+        physical_address_width=state.maxphyaddr,
+        mode_based_execute=_by_mode(state),
+    )
+    return any(True for _ in faults)
+
+
+def has_nothing_wrong_but_bit_12(state: PagingState, entry: EptEntry) -> bool:
+    """Whether a misconfigured entry maps a large page, and would be good with bit 12 clear."""
+    is_large = entry.level > 1 and is_page(entry.value, entry.level)
+    good = entry.value & ~(1 << 12)
+    return is_large and not _is_misconfigured(state, good, entry.level, _features(state))
 
 
 def eptp_of(state: PagingState) -> EPTPointer:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vmxlab.oracle.values import Rule
+
 PAGE = 4096
 
 
@@ -17,6 +19,8 @@ class MachineMemory:
         self._bytes: dict[int, bytearray] = {}
         self._known: dict[int, bytearray] = {}
         self._tables: set[int] = set()
+        self.rules: dict[int, Rule] = {}
+        """By the address of 8 bytes: why the processor itself wrote there."""
         self.version = 0
         """Counts what is written."""
         self.tables_version = 0
@@ -40,10 +44,22 @@ class MachineMemory:
             self._known[page][offset : offset + count] = b"\1" * count
             done += count
 
+    def write_by(self, rule: Rule, address: int, content: bytes) -> None:
+        """What the processor itself writes into a structure; the address is a multiple of 8."""
+        self.write(address, content)
+        for word in range(address, address + len(content), 8):
+            self.rules[word] = rule
+
     def set_flags(self, address: int, content: bytes) -> None:
         """What the processor itself writes into an entry of a paging structure: it knows of it."""
         before = self.tables_changed
         self.write(address, content)
+        self.tables_changed = before
+
+    def forget_flags(self, address: int, length: int) -> None:
+        """What the processor itself may have written there, or not: it knows of it."""
+        before = self.tables_changed
+        self.forget(address, length)
         self.tables_changed = before
 
     def read_table(self, address: int, size: int) -> int | None:

@@ -22,11 +22,18 @@ from vmxlab.oracle.processor.state import Carried
 from vmxlab.oracle.reactions import Policy, answer
 from vmxlab.oracle.root import Root
 from vmxlab.oracle.rules.injection import inject_event
-from vmxlab.oracle.values import NOTHING_KNOWN, Bits, CannotTell, Unknown
+from vmxlab.oracle.values import NOTHING_KNOWN, Bits, CannotTell, Unknown, Value
 from vmxlab.oracle.vmcs import ModelVmcs
 from vmxlab.sdm.fields import Field
+from vmxlab.sdm.msrs import Msr
 from vmxlab.sdm.registers import GENERAL_REGISTERS
 
+# MSRs that each processor with Intel 64 architecture has (Vol. 4, table 2-2).
+_ALWAYS_THERE = frozenset(
+    {Msr.IA32_TSC, Msr.IA32_APIC_BASE, Msr.IA32_PAT, Msr.IA32_EFER, Msr.IA32_STAR, Msr.IA32_LSTAR}
+    | {Msr.IA32_SYSENTER_CS, Msr.IA32_SYSENTER_ESP, Msr.IA32_SYSENTER_EIP}
+    | {Msr.IA32_FMASK, Msr.IA32_FS_BASE, Msr.IA32_GS_BASE, Msr.IA32_KERNEL_GS_BASE}
+)
 BUDGET = 1_000
 """Instructions of L2 that are followed in a whole case."""
 
@@ -77,6 +84,7 @@ class _Predictor:
             notes=tuple(self.notes),
             entries=self.entries,
             deadline=self._sets_the_timer(),
+            memory_rules=self.memory.rules,
         )
 
     def _sets_the_timer(self) -> bool:
@@ -94,12 +102,13 @@ class _Predictor:
                 if self._enter(resume=resume):
                     return True
                 self.end = "vmfail"  # which stays, unless a later entry ends otherwise
-                self._forget_error()
                 return False
             case s.Store(address=address, data=content):
+                _require_mapped(address, len(content))
                 self.memory.write(address, content)
                 return True
             case s.ReportMemory(address=address, length=length):
+                _require_mapped(address, length)
                 self.reported[address] = self.memory.read_known(address, length)
                 return True
             case s.Vmxon(region=region):
@@ -150,7 +159,9 @@ class _Predictor:
         return outcome.kind == "ok"
 
     def _rdmsr(self, msr: int) -> bool:
-        value = self.root.capabilities.raw.get(msr)
+        value: Value | None = self.root.capabilities.raw.get(msr)
+        if value is None and msr in _ALWAYS_THERE:
+            value = Unknown(f"what MSR {msr:#x} holds")
         if value is None:
             raise CannotTell(f"what RDMSR of MSR {msr:#x} in L1 gives")
         return self._report(PredictedOutcome("rdmsr", "ok", msr=msr, value=value))
@@ -238,3 +249,9 @@ class _Predictor:
     def _remember_valid(self, values: Mapping[Field, Bits]) -> None:
         """What a VM exit saved can be loaded again, and what was good is so still."""
         self.valid = dict(values)
+
+
+def _require_mapped(address: int, length: int) -> None:
+    """CannotTell for what is no RAM: L1 may not map it."""
+    if address + length > layout.MEMORY_BYTES:
+        raise CannotTell(f"what L1 finds at machine address {address:#x}")

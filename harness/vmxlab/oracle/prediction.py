@@ -92,6 +92,8 @@ class Prediction:
     `outcomes`, `exits`  in order; complete where `unknown` is None
     `end`        why the case ends: the value of a `console.run.End`; None where it is not known
     `memory`     what is reported of the machine's memory: by address, each byte or None where it is unknown
+    `memory_rules`
+                 by the address of 8 bytes of memory: why the processor itself wrote there
     `unknown`    why the prediction ends early; None where it is whole
     `notes`      what is unknown on the way, and does not end the prediction
     `entries`    VM entries that take place or fail late
@@ -106,6 +108,7 @@ class Prediction:
     notes: tuple[Unknown, ...] = ()
     entries: int = 0
     deadline: bool = False
+    memory_rules: Mapping[int, Rule] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

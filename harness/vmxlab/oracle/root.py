@@ -24,6 +24,8 @@ _CONVENTIONS = Rule("VMsucceed, VMfailInvalid, VMfailValid", "Vol. 3C, 31.2")
 
 
 _FIXED_BITS = Rule("restrictions on VMX operation", "Vol. 3C, 24.8")
+TYPE_HAS_64_BITS = Rule("in 64-bit mode the type has 64 bits", "Vol. 3C, 31.3, INVEPT and INVVPID")
+SHADOW_IS_NOT_ENTERED = Rule("there is no VM entry with a shadow VMCS", "Vol. 3C, 27.1")
 
 
 def _rule(operation: str) -> tuple[Rule, ...]:
@@ -198,7 +200,7 @@ class Root:
             return self.fault("invept", Vector.UD)
         supported = {1: cap.invept_single_context, 2: cap.invept_all_context}
         if not supported.get(kind, False):
-            return self.fail("invept", E.INVALID_OPERAND_TO_INVEPT_INVVPID)
+            return self._fail_by_type("invept", supported.get(kind & 0xFFFF_FFFF, False))
         if kind == 1 and EPTPointer.from_bits(eptp).check(cap, self.width):
             return self.fail("invept", E.INVALID_OPERAND_TO_INVEPT_INVVPID)
         return self.succeed("invept")
@@ -214,7 +216,9 @@ class Root:
             2: cap.invvpid_all_context,
             3: cap.invvpid_single_context_retaining_globals,
         }
-        bad = not supported.get(kind, False) or vpid >> 16 or (kind != 2 and not vpid)
+        if not supported.get(kind, False):
+            return self._fail_by_type("invvpid", supported.get(kind & 0xFFFF_FFFF, False))
+        bad = vpid >> 16 or (kind != 2 and not vpid)
         if not bad and kind == 0 and not _canonical_in_48_bits(linear_address):
             if _canonical_in_57_bits(linear_address):
                 raise CannotTell("whether the processor has 57-bit linear addresses")
@@ -222,6 +226,11 @@ class Root:
         if bad:
             return self.fail("invvpid", E.INVALID_OPERAND_TO_INVEPT_INVVPID)
         return self.succeed("invvpid")
+
+    def _fail_by_type(self, operation: str, lower_half_is_good: bool) -> PredictedOutcome:
+        """INVEPT or INVVPID of a type that is not supported."""
+        outcome = self.fail(operation, E.INVALID_OPERAND_TO_INVEPT_INVVPID)
+        return replace(outcome, rules=(*outcome.rules, TYPE_HAS_64_BITS)) if lower_half_is_good else outcome
 
     def vmcall(self) -> PredictedOutcome:
         """VMCALL in VMX root operation without an SMM-transfer monitor: VMfail(1) (31.3)."""
@@ -236,8 +245,10 @@ class Root:
         operation = "vmresume" if resume else "vmlaunch"
         if self.vmxon_pointer is None:
             return self.fault(operation, Vector.UD)
-        if self.current is None or self.current.shadow:
+        if self.current is None:
             return self.fail_invalid(operation)
+        if self.current.shadow:
+            return replace(self.fail_invalid(operation), rules=(SHADOW_IS_NOT_ENTERED, _CONVENTIONS))
         if resume and not self.current.launched:
             return self.fail(operation, E.VMRESUME_NON_LAUNCHED_VMCS)
         if not resume and self.current.launched:

@@ -176,7 +176,10 @@ class Walker:
         self._refuse_pending_updates(final)
         if path.misconfigured:
             last = path.last
-            effects = self._effects_of_failure(final, path, ept.MISCONFIGURED, ept.ENTRY_BY_ENTRY)
+            rules = [ept.MISCONFIGURED, ept.ENTRY_BY_ENTRY]
+            if ept.has_nothing_wrong_but_bit_12(state, last):
+                rules.append(ept.BIT_12_IS_RESERVED)
+            effects = self._effects_of_failure(final, path, *rules)
             raise Ended(EptMisconfiguration(gpa=gpa, level=last.level, entry=last.value, **effects))
         linear = self.linear is not None
         value = ept.qualification(state, path, access, linear=linear, linear_rights=linear_rights)

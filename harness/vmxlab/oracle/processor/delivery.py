@@ -19,6 +19,7 @@ from vmxlab.oracle.processor.state import (
     general_protection,
 )
 from vmxlab.oracle.values import NOTHING_KNOWN, Bits, CannotTell, Unknown
+from vmxlab.sdm.interruption import InterruptionType
 from vmxlab.sdm.registers import RFLAGS, InterruptibilityState, Vector
 
 _GATE_BYTES = {Mode.LONG: 16, Mode.COMPATIBILITY: 16, Mode.PROTECTED: 8, Mode.REAL: 4}
@@ -31,7 +32,7 @@ def deliver(processor: Processor, event: Fault) -> None:
     """Go on at the event's handler. Raises Fault and VmExit for what the delivery meets."""
     mode = processor.mode
     size = _GATE_BYTES[mode]
-    external = 0 if event.software else 1
+    external = 0 if _is_of_the_program(event) else 1
     code = event.vector * 8 + _IN_IDT + external
     base, limit = processor.idtr
     if event.vector * size + size - 1 > limit:
@@ -61,10 +62,15 @@ def deliver(processor: Processor, event: Fault) -> None:
     processor.next_rip = target
 
 
+def _is_of_the_program(event: Fault) -> bool:
+    """INT n, INT3, INTO: EXT is 0, and the gate's DPL counts. Not INT1 (Vol. 3A, 6.12.1.2 and 6.13)."""
+    return event.software in (InterruptionType.SOFTWARE_INTERRUPT, InterruptionType.SOFTWARE_EXCEPTION)
+
+
 def _check_gate(processor: Processor, event: Fault, gate: int, code: int) -> None:
     if gate >> 40 & 0x1F not in (_INTERRUPT_GATE, _TRAP_GATE):
         raise Fault(Vector.GP, code, why="no interrupt or trap gate")
-    if event.software and gate >> 45 & 3 < processor.cpl:
+    if _is_of_the_program(event) and gate >> 45 & 3 < processor.cpl:
         raise Fault(Vector.GP, code, why="the gate's DPL is below CPL")
     if not gate >> 47 & 1:
         raise Fault(Vector.NP, code, why="the gate is not present")

@@ -13,7 +13,7 @@ from iced_x86 import CodeSize, Instruction, MemorySizeExt, OpKind, Register, Reg
 
 from vmxlab.oracle.processor import access
 from vmxlab.oracle.processor.state import Processor, need, sign_extended
-from vmxlab.oracle.values import Bits, CannotTell
+from vmxlab.oracle.values import Bits, CannotTell, Rule
 from vmxlab.sdm.registers import GENERAL_REGISTERS
 
 if TYPE_CHECKING:
@@ -213,10 +213,23 @@ def segment_operand(instruction: Instruction, operand: int) -> str | None:
     return _SEGMENTS.get(instruction.op_register(operand))
 
 
+NO_DISPLACEMENT = Rule("the exit qualification is 0 without a memory operand", "Vol. 3C, 28.2.1")
+_DISPLACEMENT = Rule("the exit qualification is the displacement", "Vol. 3C, 28.2.1")
+
+
+def displacement_rule(instruction: Instruction) -> Rule:
+    """What the exit qualification of an instruction rests on that may have a memory operand."""
+    return _DISPLACEMENT if _has_memory_operand(instruction) else NO_DISPLACEMENT
+
+
+def _has_memory_operand(instruction: Instruction) -> bool:
+    return any(is_memory(instruction, i) for i in range(instruction.op_count))
+
+
 def displacement(processor: Processor, instruction: Instruction) -> Bits:
     """The displacement as exit qualifications hold it (SDM Vol. 3C, 28.2.1): sign-extended, for RIP-relative
     operands added to the RIP that follows; undefined beyond the address size; 0 where there is none."""
-    if not any(is_memory(instruction, i) for i in range(instruction.op_count)):
+    if not _has_memory_operand(instruction):
         return Bits(0)
     bits = address_size(instruction, processor.bitness)
     value = instruction.memory_displacement

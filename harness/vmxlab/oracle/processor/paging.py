@@ -20,6 +20,7 @@ from vmxlab.oracle.accesses import (
     Translated,
     Translation,
 )
+from vmxlab.oracle.ept import LOG
 from vmxlab.oracle.exits import SAVED_RF, VmExit
 from vmxlab.oracle.processor.state import Fault, Processor
 from vmxlab.oracle.values import UNDEFINED, Bits, CannotTell, Rule, Unknown
@@ -37,6 +38,8 @@ _PAGE = 4096
 _NMI_UNBLOCKING = 1 << 12
 _VIOLATION = Rule("EPT violation", "Vol. 3C, 29.3.3.2 and 28.2.1, table 28-7")
 _MISCONFIGURATION = Rule("EPT misconfiguration", "Vol. 3C, 29.3.3.1")
+CONVERTED = Rule("an EPT violation that is a virtualization exception", "Vol. 3C, 26.5.7.2")
+EPTP_INDEX = Rule("#VE stores the EPTP index", "Vol. 3C, 26.5.7.2 and 25.6.20")
 _LOG_FULL = Rule("page-modification log-full event", "Vol. 3C, 29.3.6")
 
 
@@ -98,7 +101,6 @@ def _translate(processor: Processor, linear: int, kind: AccessKind, *, implicit:
                 ExitReason.PML_FULL,
                 (_LOG_FULL, *ending.rules),
                 qualification=Bits(0, known),
-                physical=ending.gpa,
                 rf=True,
                 field_rules={"rflags": (SAVED_RF,)},
             )
@@ -108,10 +110,10 @@ def _translate(processor: Processor, linear: int, kind: AccessKind, *, implicit:
 def _violation(processor: Processor, ending: EptViolation, linear: int) -> VmExit:
     _refuse_cached(processor, processor.cached.linear, linear)
     _refuse_cached(processor, processor.cached.physical, ending.gpa)
-    if processor.on(SecondaryControls.EPT_VIOLATION_VE) and ending.convertible:
-        raise CannotTell("an EPT violation that may be a virtualization exception")
     known = ending.qualification.known & ~_nmi_bit(processor)
     qualification = Bits(ending.qualification.value, known)
+    if processor.on(SecondaryControls.EPT_VIOLATION_VE) and ending.convertible and not processor.delivering:
+        _convert(processor, ending, qualification)
     return VmExit(
         ExitReason.EPT_VIOLATION,
         (_VIOLATION, *ending.rules),
@@ -121,6 +123,27 @@ def _violation(processor: Processor, ending: EptViolation, linear: int) -> VmExi
         rf=True,
         field_rules={"rflags": (SAVED_RF,)},
     )
+
+
+def _convert(processor: Processor, ending: EptViolation, qualification: Bits) -> None:
+    """#VE instead of the exit, if the information area is free (26.5.7.1 and 26.5.7.2)."""
+    area = processor.vmcs.get(Field.VIRTUALIZATION_EXCEPTION_INFORMATION_ADDRESS)
+    in_use = processor.memory.read(area + 4, 4)
+    if in_use is None:
+        raise CannotTell("the virtualization-exception information area")
+    if in_use:
+        return
+    if ending.linear is None:
+        raise CannotTell("a virtualization exception without a linear address")
+    words = (0xFFFF_FFFF << 32 | ExitReason.EPT_VIOLATION, qualification.value, ending.linear, ending.gpa)
+    for i, word in enumerate(words):
+        processor.memory.write_by(CONVERTED, area + 8 * i, word.to_bytes(8, "little"))
+    for i in range(8):
+        if qualification.known >> 8 * i & 0xFF != 0xFF:
+            processor.memory.forget(area + 8 + i, 1)
+    index = processor.vmcs.get(Field.EPTP_INDEX)
+    processor.memory.write_by(EPTP_INDEX, area + 32, index.to_bytes(2, "little"))
+    raise Fault(Vector.VE, why="an EPT violation that is converted")
 
 
 def _nmi_bit(processor: Processor) -> int:
@@ -160,11 +183,11 @@ def _set_flags(processor: Processor, ending: Translation, linear: int) -> None:
     for address, size, flags in ending.possible_flags:
         for i in range(size):
             if flags >> 8 * i & 0xFF:
-                processor.memory.forget(address + i, 1)
+                processor.memory.forget_flags(address + i, 1)
     for gpa in ending.logged:
         index = processor.vmcs.get(Field.PML_INDEX)
         log = processor.vmcs.get(Field.PML_ADDRESS)
-        processor.memory.write(log + 8 * index, gpa.to_bytes(8, "little"))
+        processor.memory.write_by(LOG, log + 8 * index, gpa.to_bytes(8, "little"))
         processor.vmcs.put(Field.PML_INDEX, index - 1 & 0xFFFF)
 
 

@@ -146,6 +146,8 @@ class Processor:
     pdptes: tuple[int, ...] | None = None
     next_rip: int = 0
     cached: Cached = field(default_factory=Cached)
+    delivering: bool = False
+    """An event is being delivered through the IDT."""
     halted: bool = False
     """HLT has been executed (activity state HLT)."""
     blocks_next: bool = False

@@ -13,14 +13,17 @@ from vmxlab.oracle.processor.data import HANDLERS as DATA
 from vmxlab.oracle.processor.paging import paging_state
 from vmxlab.oracle.processor.state import Processor, general_protection, need, undefined_opcode
 from vmxlab.oracle.values import UNDEFINED, Bits, CannotTell, Rule, Unknown, Value
+from vmxlab.sdm.apic import ApicRegister
 from vmxlab.sdm.controls import PrimaryControls, SecondaryControls
 from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
 from vmxlab.sdm.qualifications import CrAccessType
-from vmxlab.sdm.registers import CR0, CR4, EFER
+from vmxlab.sdm.registers import CR0, CR4, EFER, InterruptibilityState
 
 _P = PrimaryControls
 _TABLE = Rule("exit qualification of control-register accesses", "Vol. 3C, 28.2.1, table 28-3")
+_BELOW_THRESHOLD = Rule("TPR virtualization exits below the TPR threshold", "Vol. 3C, 30.1.2 and 30.3")
+_BLOCKING = int(InterruptibilityState.BLOCKING_BY_STI | InterruptibilityState.BLOCKING_BY_MOV_SS)
 _MASKS = {
     0: (Field.CR0_GUEST_HOST_MASK, Field.CR0_READ_SHADOW),
     4: (Field.CR4_GUEST_HOST_MASK, Field.CR4_READ_SHADOW),
@@ -106,7 +109,7 @@ def _read(processor: Processor, cr: int) -> Bits:
         case 3:
             return Bits(processor.cr3)
     if processor.on(_P.USE_TPR_SHADOW):
-        raise CannotTell("MOV from CR8 with a TPR shadow")
+        return Bits(_vtpr(processor) >> 4 & 0xF)  # 30.3
     processor.note("MOV from CR8: the task priority")
     return Bits(0, ~0xF & (1 << 64) - 1)
 
@@ -137,10 +140,32 @@ def _move_to_cr8(processor: Processor, instruction: Instruction, register: int) 
     if processor.on(_P.CR8_LOAD_EXITING):
         rule = _rule("MOV to CR8 exits by its control", "MOV to CR8")
         raise _exit(instruction, 8, CrAccessType.MOV_TO_CR, rule, register=register)
-    if processor.on(_P.USE_TPR_SHADOW):
-        raise CannotTell("MOV to CR8 with a TPR shadow")
-    if processor.number(register) >> 4:
+    value = processor.number(register)
+    if value >> 4:
         raise general_protection("reserved bits of CR8")
+    if processor.on(_P.USE_TPR_SHADOW):
+        _virtualize_task_priority(processor, value)
+
+
+def _vtpr(processor: Processor) -> int:
+    """The virtual task-priority register, on the virtual-APIC page (30.1.1)."""
+    value = processor.memory.read(_where_vtpr(processor), 4)
+    if value is None:
+        raise CannotTell("VTPR on the virtual-APIC page")
+    return value
+
+
+def _where_vtpr(processor: Processor) -> int:
+    return processor.vmcs.get(Field.VIRTUAL_APIC_ADDRESS) + ApicRegister.TASK_PRIORITY
+
+
+def _virtualize_task_priority(processor: Processor, value: int) -> None:
+    """MOV to CR8 with a TPR shadow: a trap-like exit where VTPR falls below the threshold (30.3, 30.1.2)."""
+    processor.memory.write(_where_vtpr(processor), (value << 4).to_bytes(4, "little"))
+    if value >= processor.vmcs.get(Field.TPR_THRESHOLD) & 0xF:
+        return
+    processor.interruptibility &= ~_BLOCKING
+    raise VmExit(ExitReason.TPR_BELOW_THRESHOLD, (_BELOW_THRESHOLD,), rf=False, rip=processor.next_rip)
 
 
 def _move_to_cr3(processor: Processor, instruction: Instruction, register: int, value: int) -> None:
@@ -155,12 +180,13 @@ def _move_to_cr3(processor: Processor, instruction: Instruction, register: int, 
     if processor.is_long and value >> processor.width:
         raise general_protection("reserved bits of CR3 (Vol. 2B, MOV)")
     if processor.cr0 & CR0.PG and processor.cr4 & CR4.PAE and not processor.efer & EFER.LMA:
-        _load_pdptes(processor, value)
+        load_pdptes(processor, value)
     processor.cr3 = value
     processor.cached.drop()
 
 
-def _load_pdptes(processor: Processor, cr3: int) -> None:
+def load_pdptes(processor: Processor, cr3: int) -> None:
+    """The PDPTE registers for PAE paging, from memory. Raises Fault (#GP(0)), CannotTell."""
     ending = translation.load_pdptes(paging_state(processor), cr3, processor.memory.read_table)
     match ending:
         case PdptesLoaded(pdptes=pdptes):

@@ -24,7 +24,6 @@ from vmxlab.sdm.registers import CR4
 
 _M = Mnemonic
 _EXIT = Rule('descriptor-table instructions exit by "descriptor-table exiting"', "Vol. 3C, 26.1.3, LGDT")
-_DISPLACEMENT = Rule("the exit qualification is the displacement", "Vol. 3C, 28.2.1")
 _TABLES = {_M.SGDT: 0, _M.SIDT: 1, _M.LGDT: 2, _M.LIDT: 3}
 _SEGMENTS = {_M.SLDT: 0, _M.STR: 1, _M.LLDT: 2, _M.LTR: 3}
 _PARTS = "whether limit or base of a pseudo-descriptor is accessed first"
@@ -48,7 +47,7 @@ def _table(processor: Processor, instruction: Instruction) -> None:
             ExitReason.GDTR_IDTR_ACCESS,
             instruction.len,
             _EXIT,
-            _DISPLACEMENT,
+            operands.displacement_rule(instruction),
             qualification=operands.displacement(processor, instruction),
             information=information.descriptor_table(processor, instruction, _TABLES[name]),
         )
@@ -97,7 +96,7 @@ def _segment(processor: Processor, instruction: Instruction) -> None:
             ExitReason.LDTR_TR_ACCESS,
             instruction.len,
             _EXIT,
-            _DISPLACEMENT,
+            operands.displacement_rule(instruction),
             qualification=operands.displacement(processor, instruction),
             information=information.system_segment(processor, instruction, _SEGMENTS[name]),
         )

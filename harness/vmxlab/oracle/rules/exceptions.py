@@ -117,6 +117,7 @@ def deliver_event(processor: Processor, event: Fault, length: int) -> None:
     """Deliver through the IDT. Faults of the delivery become exits, other events, or the triple fault."""
     from vmxlab.oracle.processor import delivery
 
+    processor.delivering = True
     try:
         delivery.deliver(processor, event)
     except VmExit as exit_:  # EPT: met in event delivery
@@ -126,6 +127,8 @@ def deliver_event(processor: Processor, event: Fault, length: int) -> None:
         raise
     except Fault as fault:
         _second(processor, event, fault, length)
+    finally:
+        processor.delivering = False
 
 
 def _second(processor: Processor, first: Fault, second: Fault, length: int) -> None:
@@ -147,7 +150,7 @@ def _second(processor: Processor, first: Fault, second: Fault, length: int) -> N
 def _makes_double_fault(first: Fault, second: Fault) -> bool:
     if first.software or first.injected in (InterruptionType.EXTERNAL_INTERRUPT, InterruptionType.NMI):
         return False  # INT n, INT3, INTO, interrupts: benign
-    if first.vector == Vector.PF:
+    if first.vector in (Vector.PF, Vector.VE):
         return second.vector == Vector.PF or second.vector in _CONTRIBUTORY
     return first.vector in _CONTRIBUTORY and second.vector in _CONTRIBUTORY
 

@@ -34,6 +34,7 @@ def inject_event(processor: Processor) -> VmExit | None:
     fault = Fault(
         event.vector, code, software=int(event.type) if is_software else 0, injected=int(event.type)
     )
+    processor.halted = False  # 27.7.2: an event that is injected wakes it
     processor.keep_progress()
     processor.next_rip = processor.rip + length
     processor.interruptibility &= ~int(

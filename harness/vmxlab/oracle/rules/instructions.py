@@ -9,9 +9,16 @@ from __future__ import annotations
 from iced_x86 import Instruction, Mnemonic
 
 from vmxlab.oracle.exits import instruction_exit
-from vmxlab.oracle.processor import operands
+from vmxlab.oracle.processor import access, operands
 from vmxlab.oracle.processor.arithmetic import Handler
-from vmxlab.oracle.processor.state import Mode, Processor, general_protection, undefined_opcode
+from vmxlab.oracle.processor.state import (
+    Mode,
+    Processor,
+    canonical,
+    general_protection,
+    need,
+    undefined_opcode,
+)
 from vmxlab.oracle.rules import information
 from vmxlab.oracle.values import NOTHING_KNOWN, CannotTell, Rule
 from vmxlab.sdm.controls import PrimaryControls, SecondaryControls
@@ -141,7 +148,23 @@ def _invpcid(processor: Processor, instruction: Instruction) -> None:
             qualification=operands.displacement(processor, instruction),
             information=information.invalidation(processor, instruction),
         )
-    raise CannotTell("INVPCID that is executed")
+    _execute_invpcid(processor, instruction)
+
+
+def _execute_invpcid(processor: Processor, instruction: Instruction) -> None:
+    """INVPCID without an exit (Vol. 2A, INVPCID): the checks of its type and its descriptor."""
+    linear = operands.operand_linear(processor, instruction, 16)
+    descriptor = need(access.read_linear(processor, linear, 16), 16, "the descriptor of INVPCID")
+    kind = operands.read_number(processor, instruction, 0, 8 if processor.is_long else 4)
+    if kind > 3:
+        raise general_protection("the type of INVPCID is above 3")
+    if descriptor >> 12 & (1 << 52) - 1:
+        raise general_protection("reserved bits of the INVPCID descriptor")
+    if kind < 2 and descriptor & 0xFFF and not processor.cr4 & CR4.PCIDE:
+        raise general_protection("INVPCID of a PCID, and CR4.PCIDE is 0")
+    if kind == 0 and not canonical(descriptor >> 64, processor.cr4):
+        raise general_protection("INVPCID of an address that is not canonical")
+    processor.cached.drop()
 
 
 def _random(processor: Processor, instruction: Instruction) -> None:

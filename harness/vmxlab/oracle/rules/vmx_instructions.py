@@ -16,7 +16,6 @@ from vmxlab.sdm.exit_reasons import ExitReason
 from vmxlab.sdm.fields import Field
 
 _M = Mnemonic
-_DISPLACEMENT = Rule("the exit qualification is the displacement", "Vol. 3C, 28.2.1")
 _SHADOWING = Rule("VMREAD and VMWRITE exit but for VMCS shadowing", "Vol. 3C, 26.1.3, VMREAD")
 _VM_FUNCTIONS = Rule("VM functions", "Vol. 3C, 26.5.6.2")
 
@@ -47,7 +46,7 @@ def _with_memory(processor: Processor, instruction: Instruction) -> None:
         _WITH_MEMORY[instruction.mnemonic],
         instruction.len,
         ALWAYS,
-        _DISPLACEMENT,
+        operands.displacement_rule(instruction),
         qualification=operands.displacement(processor, instruction),
         information=information.memory_operand(processor, instruction),
     )
@@ -62,7 +61,7 @@ def _invalidation(processor: Processor, instruction: Instruction) -> None:
         _INVALIDATIONS[instruction.mnemonic],
         instruction.len,
         ALWAYS,
-        _DISPLACEMENT,
+        operands.displacement_rule(instruction),
         qualification=operands.displacement(processor, instruction),
         information=information.invalidation(processor, instruction),
     )
@@ -83,7 +82,7 @@ def _field_access(processor: Processor, instruction: Instruction) -> None:
         ExitReason.VMREAD if is_read else ExitReason.VMWRITE,
         instruction.len,
         _SHADOWING,
-        _DISPLACEMENT,
+        operands.displacement_rule(instruction),
         qualification=operands.displacement(processor, instruction),
         information=information.field_access(processor, instruction, data, field),
     )
