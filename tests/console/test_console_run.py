@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vmxlab import Case, End, ExitReason, Field, InstructionError, OutcomeKind, Verdict
+from vmxlab.console.rebuild import run_from_records, runs_from_records
 from vmxlab.console.records import parse_line, parse_log
-from vmxlab.console.run import Exit, Outcome, Run, run_from_records, runs_from_records
+from vmxlab.console.run import Exit, Outcome, Run
 from vmxlab.errors import MissingCapability, ProtocolError
 from vmxlab.sdm.registers import GENERAL_REGISTERS, Vector
 

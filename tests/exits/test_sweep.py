@@ -13,8 +13,9 @@ from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, MsrBitmap, PinCont
 from vmxlab.cases.steps import STANDARD
 from vmxlab.cases.sweep import VMCALL, Instruction, Question, Sweep
 from vmxlab.cases.sweep_questions import io_questions, msr_questions, safe_io_bitmap, safe_msr_bitmap
+from vmxlab.console.rebuild import runs_from_records
 from vmxlab.console.records import parse_log
-from vmxlab.console.run import End, Verdict, runs_from_records
+from vmxlab.console.run import End, Verdict
 from vmxlab.console.sweep import NAMED, ask, ask_all, digests_of
 from vmxlab.oracle.sweep import predict_sweep
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vmxlab.cases.case import Case
-from vmxlab.console.run import Run, run_from_records
+from vmxlab.console.rebuild import run_from_records
+from vmxlab.console.run import Run
 from vmxlab.console.unfinished import crashed_run, failed_run
 from vmxlab.errors import LogError, MachineError, ProtocolError, VmxlabError
 

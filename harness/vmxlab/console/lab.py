@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Self
 from vmxlab.cases.case import Case
 from vmxlab.console.image_reader import ImageReader
 from vmxlab.console.log import SerialLog
-from vmxlab.console.run import Run, run_from_records
+from vmxlab.console.rebuild import run_from_records
+from vmxlab.console.run import Run
 from vmxlab.console.session import Session
 from vmxlab.console.unfinished import crashed_run, failed_run
 from vmxlab.engines.logs import log_error

@@ -1,21 +1,19 @@
 """What came back from a case: outcomes of VMX instructions, exits, the end; and the verdict on it.
 
-A run is made of records alone (`runs_from_records`): one that is read again from a serial log is the same.
+A run is made of records alone (`vmxlab.console.rebuild`): one that is read again from a log is the same.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING
 
 from vmxlab.cases.case import Case
 from vmxlab.console.records import Record
-from vmxlab.errors import ProtocolError
 from vmxlab.sdm.apic import ApicRegister
 from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason, basic_reason
 from vmxlab.sdm.fields import Field
@@ -23,7 +21,7 @@ from vmxlab.sdm.instruction_errors import InstructionError
 from vmxlab.sdm.instruction_information import InstructionInformation, decode_instruction_information
 from vmxlab.sdm.interruption import InterruptionInformation
 from vmxlab.sdm.qualifications import PlainQualification, Qualification, decode_qualification
-from vmxlab.sdm.registers import GENERAL_REGISTERS, Vector
+from vmxlab.sdm.registers import Vector
 
 if TYPE_CHECKING:
     from vmxlab.console.check import Difference
@@ -318,215 +316,3 @@ def _name(value: object, prefix: str = "") -> str:
     if name:
         return str(name)
     return f"{prefix}{value:#x}" if isinstance(value, int) else str(value)
-
-
-# --- from records ------------------------------------------------------------------------------------------
-
-_EXIT_KEYS = {
-    "qual": "raw_qualification",
-    "len": "instruction_length",
-    "info": "raw_instruction_information",
-    "gla": "guest_linear_address",
-    "gpa": "guest_physical_address",
-    "intr": "raw_interruption_information",
-    "ierr": "interruption_error_code",
-    "idtv": "raw_idt_vectoring_information",
-    "iderr": "idt_vectoring_error_code",
-    "rip": "rip",
-    "rflags": "rflags",
-}
-_REGISTERS = frozenset(GENERAL_REGISTERS)
-_T = TypeVar("_T", bound=IntEnum)
-_NOT_IN_OUTCOME = ("op", "rc")
-
-
-def run_from_records(records: Sequence[Record], case: Case | None = None, **about: object) -> Run:
-    """The run that the records of one case describe, from its "case" record on.
-
-    Raises ProtocolError where records are missing (exits are numbered and counted) or make no sense.
-    """
-    builder = _Builder()
-    for record in records:
-        try:
-            builder.take(record)
-        except (KeyError, ValueError) as error:
-            raise ProtocolError(f"a record makes no sense: {record} ({error!r})") from error
-    return Run(
-        case=case,
-        number=builder.number,
-        name=builder.name,
-        outcomes=tuple(builder.outcomes),
-        exits=tuple(builder.exits),
-        memory=builder.memory,
-        faults=tuple(builder.faults),
-        failed_vmcs=builder.vmcs,
-        end=builder.end,
-        records=tuple(records),
-        **about,  # type: ignore[arg-type]
-    )
-
-
-def runs_from_records(records: Iterable[Record]) -> list[Run]:
-    """Every run in a log, the last one possibly cut short (`end` None).
-
-    Never raises for what stands in the log: a run whose records are missing or make no sense is an ERROR with
-    its ProtocolError, and the others are what they are.
-    """
-    groups: list[list[Record]] = []
-    is_open = False
-    for record in records:
-        if record.kind not in _CASE_KINDS or (record.kind == "fault" and not is_open):
-            continue  # a fault at the prompt is of no case
-        if record.kind == "case" or not is_open:
-            groups.append([])
-        groups[-1].append(record)
-        is_open = record.kind != "end"
-    return [_run_or_error(group) for group in groups]
-
-
-def _run_or_error(records: Sequence[Record]) -> Run:
-    try:
-        if records[0].kind != "case":
-            raise ProtocolError(f"the start of this case is missing; its first record is {records[0]}")
-        return run_from_records(records)
-    except ProtocolError as error:
-        builder = _Builder()
-        for record in records:
-            if record.kind == "case":
-                with contextlib.suppress(KeyError, ValueError):
-                    builder.take(record)
-        return Run(
-            case=None,
-            number=builder.number,
-            name=builder.name,
-            records=tuple(records),
-            error=error,
-            verdict_on_error=Verdict.ERROR,
-        )
-
-
-_CASE_KINDS = ("case", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
-
-
-class _Builder:
-    def __init__(self) -> None:
-        self.number = 0
-        self.name = ""
-        self.outcomes: list[Outcome] = []
-        self.exits: list[Exit] = []
-        self.memory: dict[int, bytes] = {}
-        self.faults: list[Fault] = []
-        self.vmcs: dict[Field, int] = {}
-        self.end: End | None = None
-        self._memory_start: int | None = None
-        self._vmcs_of = (0, 0)
-        self._last: dict[str, int] = dict.fromkeys((*GENERAL_REGISTERS, "rflags"), 0)
-
-    def take(self, record: Record) -> None:
-        getattr(self, f"_take_{record.kind}", self._ignore)(record)
-
-    def _ignore(self, record: Record) -> None:
-        pass
-
-    def _take_case(self, record: Record) -> None:
-        self.number = record.number("id")
-        self.name = record.values.get("name", "")
-
-    def _take_vmcs(self, record: Record) -> None:
-        if self._vmcs_of != (len(self.outcomes), len(self.exits)):  # another VM entry has failed since
-            self._vmcs_of = (len(self.outcomes), len(self.exits))
-            self.vmcs = {}
-        self.vmcs |= {Field(int(key[1:], 16)): int(value, 16) for key, value in record.values.items()}
-
-    def _take_vmx(self, record: Record) -> None:
-        if "ok" in record.values:
-            for item in record.values["ok"].split(","):
-                operation, _, count = item.partition(":")
-                self._succeeded(operation, int(count, 16) if count else None)
-            return
-        values = {k: int(v, 16) for k, v in record.values.items() if k not in _NOT_IN_OUTCOME}
-        self.outcomes.append(
-            Outcome(
-                operation=record.values["op"],
-                kind=OutcomeKind(record.values["rc"]),
-                error=_known(InstructionError, values.get("error")),
-                vector=_known(Vector, values.get("vector")),
-                error_code=values.get("code"),
-                field=_known(Field, values.get("field")),
-                msr=values.get("msr"),
-                value=values.get("value"),
-                count=values.get("n"),
-                register=_known(ApicRegister, values.get("register")),
-            )
-        )
-
-    def _succeeded(self, operation: str, count: int | None = None) -> None:
-        self.outcomes.append(Outcome(operation, OutcomeKind.SUCCEED, count=count))
-
-    def _take_exit(self, record: Record) -> None:
-        if "by" in record.values:  # an exit says itself that the VM entry before it took place
-            self._succeeded(record.values["by"])
-        values = {k: int(v, 16) for k, v in record.values.items() if k != "by"}
-        number = values.pop("n")
-        if number != len(self.exits):
-            raise ProtocolError(
-                f"exit {len(self.exits)} is missing: the next record is of exit {number}: {record}"
-            )
-        fields: dict[str, int] = {}
-        watched: dict[Field | int, int] = {}
-        for key, value in values.items():
-            if key in self._last:
-                self._last[key] = value
-            elif key in _EXIT_KEYS:
-                fields[_EXIT_KEYS[key]] = value
-            elif key.startswith("f"):
-                encoding = int(key[1:], 16)
-                watched[_known(Field, encoding)] = value
-        fields["rflags"] = self._last["rflags"]
-        registers = {name: self._last[name] for name in GENERAL_REGISTERS}
-        self.exits.append(
-            Exit(number=number, full_reason=values["reason"], registers=registers, watched=watched, **fields)
-        )
-
-    def _take_memory(self, record: Record) -> None:
-        """A range of memory, in one record or in several: each says how many bytes are left."""
-        at, data = record.number("at"), bytes.fromhex(record.values["data"])
-        if self._memory_start is None:
-            self._memory_start = at
-            self.memory[at] = b""
-        start = self._memory_start
-        if at != start + len(self.memory[start]):
-            raise ProtocolError(f"memory from {start + len(self.memory[start]):#x} is missing: {record}")
-        self.memory[start] += data
-        if not record.number("left", 0):
-            self._memory_start = None
-
-    def _take_fault(self, record: Record) -> None:
-        self.faults.append(
-            Fault(
-                _known(Vector, record.number("vector")),
-                record.number("code"),
-                record.number("rip"),
-                record.number("cr2"),
-            )
-        )
-
-    def _take_end(self, record: Record) -> None:
-        if record.number("exits") != len(self.exits):
-            raise ProtocolError(
-                f"the case had {record.number('exits')} exits, records of {len(self.exits)} arrived: {record}"
-            )
-        self.end = End(record.values["why"])
-
-
-@overload
-def _known(kind: type[_T], value: int) -> _T | int: ...
-@overload
-def _known(kind: type[_T], value: int | None) -> _T | int | None: ...
-def _known(kind: type[_T], value: int | None) -> _T | int | None:
-    if value is None:
-        return None
-    try:
-        return kind(value)
-    except ValueError:
-        return value

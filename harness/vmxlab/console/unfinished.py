@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmxlab.cases.case import Case
-from vmxlab.console.run import End, Run, Verdict, run_from_records
+from vmxlab.console.rebuild import run_from_records
+from vmxlab.console.run import End, Run, Verdict
 from vmxlab.errors import MachineError, MachineHung, MissingCapability, ProtocolError, VmxlabError
 
 if TYPE_CHECKING:

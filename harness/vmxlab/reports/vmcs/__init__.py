@@ -6,6 +6,7 @@ text does not hold is not there: nothing is guessed.
 
 from __future__ import annotations
 
-from vmxlab.reports.vmcs.text import Oddity, VmcsText, read_vmcs_file, read_vmcs_text
+from vmxlab.reports.vmcs.reader import read_vmcs_file, read_vmcs_text
+from vmxlab.reports.vmcs.text import Oddity, VmcsText
 
 __all__ = ["Oddity", "VmcsText", "read_vmcs_file", "read_vmcs_text"]
