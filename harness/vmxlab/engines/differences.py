@@ -384,6 +384,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
         sdm="the PML index is examined before an accessed flag for EPT is set too: over 511 it exits",
         engine_does="KVM examines it for writes alone; what only sets an accessed flag is executed",
     ),
+    "kvm-sipi-ends-hlt": KnownDifference(
+        seen_with=_KVM,
+        section="Vol. 3C, 27.7.2",
+        sdm="a start-up IPI is discarded in the activity state HLT",
+        engine_does="it ends the halt: L2 goes on behind it as if an interrupt had come",
+    ),
     "kvm-tpr-threshold-in-hlt": KnownDifference(
         seen_with=_KVM,
         section="Vol. 3C, 27.7.7",
