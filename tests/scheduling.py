@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-CORE_PARAMETERS = 2
+CORE_PARAMETERS = 3
 """With so many of its parameters a test runs on kvm-in-bochs."""
 
 ON_THE_CARRIER = "tests on kvm-in-bochs"
