@@ -19,6 +19,7 @@ Explore = Callable[..., Tally]
 SHARE = {"kvm-in-bochs": 0.1}
 """Of the examples, how many a slow engine gets where it was not named."""
 
+
 @pytest.fixture
 def explored(request: pytest.FixtureRequest, vmxlab) -> Explore:
     """`explored(strategy, examples=30, predicted=0.9)`: see `exploring.explore`.
