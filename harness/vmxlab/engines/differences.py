@@ -453,6 +453,12 @@ KNOWN_DIFFERENCES: Mapping[str, KnownDifference] = {
             "the page fault of a user's access to a supervisor-mode address has PK = 1"
         ),
     ),
+    "protection-keys-of-supervisor-mode-addresses": KnownDifference(
+        seen_with=_BOCHS_DIRECTLY,
+        section="Vol. 3A, 4.6.2",
+        sdm="PKRU is for user-mode addresses only",
+        engine_does="with CR0.WP = 1 its write-disable bits also stop writes to supervisor-mode addresses",
+    ),
     "rdrand-16-bit-operand-size": KnownDifference(
         seen_with=_BOCHS,
         section="Vol. 3C, table 28-12",

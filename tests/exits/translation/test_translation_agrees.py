@@ -186,8 +186,17 @@ def with_keys(agreement, mode: int, kinds=KINDS):
 def test_protection_keys(agreement, user, cr0):
     """Vol. 3A, 4.6.2, 4.7: user-mode accesses to user-mode addresses; fetches; supervisor-mode addresses."""
     setting = agreement.Setting(user=user, cr0=cr0, cr4=CR4.PKE, pkru=PKRU)
-    agreement.holds(setting, with_keys(agreement, U if user else 0))
+    # A supervisor's writes with CR0.WP are the next test's.
+    kinds = KINDS if user or not cr0 else [kind for kind in KINDS if not kind & AccessKind.WRITE]
+    agreement.holds(setting, with_keys(agreement, U if user else 0, kinds))
     agreement.holds(setting, with_keys(agreement, 0 if user else U, [AccessKind.FETCH]))
+
+
+@pytest.mark.vmx_known_difference("protection-keys-of-supervisor-mode-addresses")
+def test_protection_keys_of_pkru_do_not_bind_writes_to_supervisor_mode_addresses(agreement):
+    """Vol. 3A, 4.6.2: PKRU is for user-mode addresses, whatever CR0.WP is."""
+    setting = agreement.Setting(cr0=CR0.WP, cr4=CR4.PKE, pkru=PKRU)
+    agreement.holds(setting, with_keys(agreement, 0, [AccessKind.WRITE, AccessKind.READ_MODIFY_WRITE]))
 
 
 @pytest.mark.vmx_known_difference("protection-keys-by-privilege-level")
