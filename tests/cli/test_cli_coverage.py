@@ -130,7 +130,7 @@ def test_the_committed_table_meets_the_bars_and_calls_nothing_unreachable_that_w
     if not page.exists():
         pytest.skip("docs/coverage.md is not made yet: make coverage")
     text = page.read_text()
-    assert "Made by `make coverage`" in text
+    assert "Made by `vmxlab coverage`" in text
     assert "called not reachable" not in text
     assert "NOT SEEN" not in text
     for engine, minimum in (("bochs", 55), ("kvm-in-bochs", 45)):

@@ -18,7 +18,7 @@ _HEAD = """\
 # Exit reasons seen
 
 Every basic exit reason of the SDM (Vol. 3D, Appendix C) by engine: the test that has seen it, and how many
-more have; or why none has. Made by `make coverage` from what ran, and not to be edited.
+more have; or why none has. Made by `vmxlab coverage` from what ran, and not to be edited.
 """
 
 
