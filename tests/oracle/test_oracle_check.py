@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, on
+from vmxlab.cases.memory import UNMAPPED
 from vmxlab.cases.steps import STANDARD, ReportMemory
 from vmxlab.console.check import compare_with
 from vmxlab.console.known import MATCHES, explain, known_difference
@@ -194,6 +195,22 @@ def test_a_failed_entry_is_known_only_by_the_rules_that_the_engine_lacks(run_as_
         assert run.exits[0].full_reason == ENTRY_FAILURE_BIT | ExitReason.ENTRY_FAILURE_GUEST_STATE
         (difference, *_) = with_exit(run, 0, full_reason=int(ExitReason.HLT)).check()
         assert known_difference(difference, "bochs", "2.7") == key
+
+
+@pytest.mark.parametrize(
+    ("program", "key"),
+    [
+        ("lldt word ptr [rbx]", "kvm-operand-of-an-instruction-emulated-for-umip"),
+        ("mov ax, [rbx]", None),
+    ],
+)
+def test_a_known_difference_of_some_instructions_is_that_of_no_others(run_as_predicted, program, key):
+    run, _ = run_as_predicted(Case(program=program, registers={"rbx": UNMAPPED + 0x105}))
+    assert run.reasons == [ExitReason.EPT_VIOLATION]
+    wrong = {"guest_physical_address": UNMAPPED, "guest_linear_address": 0x1234}
+    for name, value in wrong.items():
+        (difference,) = with_exit(run, 0, **{name: value}).check()
+        assert known_difference(difference, "kvm-in-bochs", "linux-6.1.192") == key
 
 
 def with_exit(run: Run, number: int, **changes: object) -> Run:

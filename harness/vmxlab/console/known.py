@@ -15,6 +15,7 @@ from vmxlab.engines.differences import KNOWN_DIFFERENCES
 from vmxlab.oracle import ept, root
 from vmxlab.oracle.entering import UNMODIFIED
 from vmxlab.oracle.processor import operands, paging
+from vmxlab.oracle.rules import descriptor_tables
 from vmxlab.oracle.values import Rule
 from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason
 from vmxlab.sdm.fields import Field
@@ -44,10 +45,14 @@ def _differs_in(attributes: tuple[str, ...], mask: int, *reasons: ExitReason) ->
     return matches
 
 
+def _by(rule: Rule, matches: Matches) -> Matches:
+    """Of what this rule says alone."""
+    return lambda difference: rule in difference.rules and matches(difference)
+
+
 def _in_memory(rule: Rule, mask: int) -> Matches:
     """In these bits of what the processor stores by this rule."""
-    differs = _differs_in(("memory",), mask)
-    return lambda difference: rule in difference.rules and differs(difference)
+    return _by(rule, _differs_in(("memory",), mask))
 
 
 def _another_exit(said: ExitReason, *instead: ExitReason) -> Matches:
@@ -132,9 +137,12 @@ MATCHES: Mapping[str, Matches] = {
     "pml-full-without-a-flag-to-set": lambda difference: (
         difference.attribute == "full_reason" and difference.have == ExitReason.PML_FULL
     ),
-    "kvm-operand-of-an-instruction-emulated-for-umip": _any_of(
-        _differs_in(("guest_physical_address",), 0xFFF, ExitReason.EPT_VIOLATION),
-        _differs_in(("guest_linear_address",), (1 << 64) - 1, ExitReason.EPT_VIOLATION),
+    "kvm-operand-of-an-instruction-emulated-for-umip": _by(
+        descriptor_tables.OPERAND,
+        _any_of(
+            _differs_in(("guest_physical_address",), 0xFFF),
+            _differs_in(("guest_linear_address",), (1 << 64) - 1),
+        ),
     ),
     "rdrand-16-bit-operand-size": _differs_in(_INFORMATION, 3 << 11, ExitReason.RDRAND, ExitReason.RDSEED),
     "real-mode-cs-type": _real_mode_cs,
