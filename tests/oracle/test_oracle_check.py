@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, on
+from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, guest_ept, on
 from vmxlab.cases.memory import UNMAPPED
 from vmxlab.cases.steps import STANDARD, ReportMemory
 from vmxlab.console.check import compare_with
@@ -162,6 +162,22 @@ def test_what_follows_from_another_way_that_is_known_is_explained(run_as_predict
     differences = changed.check()
     assert explained_keys(differences) == [None, *["exit-before-privilege-fault"] * (len(differences) - 1)]
     assert explained_keys(differences, version="3.0") == [None] * len(differences)
+
+
+def test_an_exit_of_the_same_reason_by_another_access_is_another_way(run_as_predicted):
+    """A flag of L2's own tables that EPT lets nobody write; Bochs writes it, and the access itself exits."""
+    ept = guest_ept()
+    ept.set_raw_entry(0x3000, 1, L2 + 0x3000 | 0x35)  # L2's page table: read, execute
+    run, _ = run_as_predicted(Case(program="mov ebx, UNMAPPED; mov [rbx], al; hlt", ept=ept))
+    assert run.exits[0].guest_physical_address == 0x3000
+    of_the_access = {"guest_physical_address": UNMAPPED, "guest_linear_address": UNMAPPED, "rip": 0x8005}
+    key = "ept-guest-flag-update-not-checked"
+    differences = with_exit(run, 0, **of_the_access, raw_qualification=0x182).check()
+    assert explained_keys(differences) == [key] * len(differences)
+    assert explained_keys(differences, version="3.0") == [None] * len(differences)
+    # The same access with another qualification is no other access.
+    (difference,) = with_exit(run, 0, raw_qualification=run.exits[0].raw_qualification ^ 2).check()
+    assert explained_keys([difference]) == [None]
 
 
 def test_flags_that_an_exit_has_not_saved_are_missing_at_the_next_one_too(run_as_predicted):
