@@ -9,16 +9,17 @@ from pathlib import Path
 import click
 
 from vmxlab.cases.case import Case
-from vmxlab.cli.boot_by_hand import bochs_configuration, ways
 from vmxlab.cli.case_files import assemble_ahead, load_cases
 from vmxlab.cli.common import Status, engine_options, log_option, open_lab
 from vmxlab.cli.output import Output, say
 from vmxlab.engines.choose import AUTO, ENGINES
+from vmxlab.engines.rom import RomImage
 from vmxlab.errors import CaseError, ImageError, MissingCapability
 from vmxlab.image.compiler import CompiledCase, Target, compile_case
 from vmxlab.image.frames import pack_payload
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_elf, pack_rom
+from vmxlab.reports.boot_by_hand import bochs_configuration, ways
 from vmxlab.reports.caps_file import CapsFile, read_caps_file
 
 _SUFFIXES = (".rom", ".elf", ".bochsrc")
@@ -74,7 +75,8 @@ def image(
     rom = elf = bochsrc = None
     if kind != "elf":
         rom = _write(base, ".rom", pack_rom(target.monitor, payload))
-        bochsrc = _write(base, ".bochsrc", bochs_configuration(rom, _processors(compiled)).encode())
+        text = bochs_configuration(RomImage.check(rom), _processors(compiled))
+        bochsrc = _write(base, ".bochsrc", text.encode())
     if kind != "rom":
         elf = _write(base, ".elf", pack_elf(target.monitor, payload))
     _report(compiled, rom, elf, bochsrc)

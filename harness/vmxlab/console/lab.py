@@ -171,7 +171,7 @@ class Lab:
             frame = encode_frame(compiled.units, self._frame)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
-            error.run = crashed_run(error, case, number, session)
+            error.run = replace(crashed_run(error, case, number, session), compiled=compiled)
             self._down()
             raise
         except BaseException as error:
