@@ -18,16 +18,29 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmxlab.pytest_coverage import Recorder, coverage_line, without_engine
 from vmxlab.pytest_fixture import TestAtHand, VmxlabFixture
+from vmxlab.pytest_github import Annotations, in_github_actions
 from vmxlab.pytest_oracle import OracleCheck
-from vmxlab.pytest_reports import by_need_section, exits_differ, failure_sections, run_properties
+from vmxlab.pytest_reports import (
+    by_need_section,
+    exits_differ,
+    failure_lines,
+    failure_sections,
+    run_properties,
+)
+from vmxlab.pytest_reproducer import REPRODUCER_PROPERTY, FailedTest
 from vmxlab.reports.coverage_file import processor_line
+
+if TYPE_CHECKING:
+    from vmxlab.console.run import Run
+    from vmxlab.engines.base import EngineInfo
 
 _FIXTURE = "vmxlab"
 _TEST = pytest.StashKey[TestAtHand]()
@@ -99,6 +112,8 @@ def pytest_configure(config: pytest.Config) -> None:
     else:  # where it is now: a test may go elsewhere
         config.option.vmx_log_dir = str(Path(config.option.vmx_log_dir).absolute())
     config.pluginmanager.register(_Summary(config, temporary), "vmxlab-summary")
+    if in_github_actions():
+        config.pluginmanager.register(Annotations(config), "vmxlab-annotations")
     if config.option.vmx_coverage is not None:
         recorder = Recorder(Path(config.option.vmx_coverage), processors)
         config.pluginmanager.register(recorder, "vmxlab-coverage")
@@ -111,7 +126,7 @@ def _oracle_check(config: pytest.Config) -> OracleCheck:
         name = _engine_of(item)
         return None if name is None else (name, _about(config, name).version)
 
-    return OracleCheck(lambda: config.stash[_TEST].runs, about)
+    return OracleCheck(lambda: config.stash[_TEST], about)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -335,27 +350,55 @@ def pytest_runtest_makereport(
     if call.when == "call" and uses_it:
         _add_properties(item)
     report = yield
+    if call.when == "teardown" or not uses_it:
+        return report
+    if call.when == "setup" and not report.passed:
+        _add_properties(item)
     runs = item.config.stash[_TEST].runs
-    if call.when != "teardown" and uses_it:
-        report.vmxlab = _facts(item, report)  # type: ignore[attr-defined]
-        report.sections += by_need_section(runs)
-    if call.when != "teardown" and report.failed:
+    facts = _facts(item, report)
+    report.sections += by_need_section(runs)
+    if report.failed:
         report.sections += failure_sections(runs)
+        facts["failed"] = failure_lines(runs) + _keep_reproducers(item, call, report)
+    report.vmxlab = facts  # type: ignore[attr-defined]
     return report
 
 
+def _keep_reproducers(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> list[str]:
+    """Keep what it takes to ask the failed cases again; where that is, in a line."""
+    test = item.config.stash[_TEST]
+    failed = FailedTest(item.nodeid, report.longreprtext, test, call.excinfo, partial(_info_of, item))
+    sections, folder = failed.keep(Path(item.config.option.vmx_log_dir))
+    report.sections += sections
+    if folder is None:
+        return []
+    item.user_properties.append((REPRODUCER_PROPERTY, str(folder)))
+    return [f"reproducer: {folder}"]
+
+
+def _info_of(item: pytest.Item, run: Run) -> EngineInfo | None:
+    """What a run ran on. No machine is booted to know it."""
+    fixture: VmxlabFixture | None = getattr(item, "funcargs", {}).get(_FIXTURE)
+    return None if fixture is None else fixture.lab.known_info_of(run)
+
+
 def _add_properties(item: pytest.Item) -> None:
-    runs = item.config.stash[_TEST].runs
-    fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
-    if fixture is None or not runs:
-        return
-    item.user_properties += run_properties(runs, [fixture.lab.info_of(run) for run in runs])
+    engine = _engine_of(item)
+    assert engine is not None
+    about, runs = _about(item.config, engine), item.config.stash[_TEST].runs
+    infos = [info for run in runs if (info := _info_of(item, run)) is not None]
+    if not infos:
+        from vmxlab.engines.base import EngineInfo
+
+        infos = [EngineInfo(about.name, about.version, about.model, about.why)]
+    item.user_properties += run_properties(runs, infos)
 
 
 def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
     """What the process that was started needs to know of a test, in words that JSON knows.
 
-    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file.
+    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file. `failed`:
+    of a test that failed, what is to be said of it in few lines.
     """
     facts: dict[str, object] = {}
     test = item.config.stash[_TEST]

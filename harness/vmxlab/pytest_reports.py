@@ -59,14 +59,28 @@ def by_need_section(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def run_properties(runs: Sequence[Run], infos: Sequence[EngineInfo]) -> list[tuple[str, object]]:
-    """What stands in JUnit of a test: what its runs, at least one, ran on, each with its `infos`."""
+    """What stands in JUnit of a test: its runs; and `infos`, one or more: what they ran on, or would have."""
+    logs = [str(run.log_path) for run in runs if run.log_path is not None]
     return [
         ("vmx_engine", f"{infos[0].name} {infos[0].version}"),
         ("vmx_model", ",".join(dict.fromkeys(info.model for info in infos))),
         ("vmx_cases", len(runs)),
         ("vmx_exits", sum(len(run.exits) for run in runs)),
-        ("vmx_log", str(runs[-1].log_path)),
+        *(("vmx_log", log) for log in logs[-1:]),
     ]
+
+
+def failure_lines(runs: Sequence[Run]) -> list[str]:
+    """A failed test in few lines: its engines, the first case that failed by itself, the first difference."""
+    from vmxlab.console.run import Verdict
+    from vmxlab.reports.runs import title, verdict_text
+
+    lines = [f"on {engine}" for engine in dict.fromkeys(run.engine for run in runs) if engine]
+    bad = [run for run in runs if run.verdict not in (Verdict.PASS, Verdict.SKIP)]
+    for run in bad[:1]:
+        lines.append(f"{title(run)}: {run.verdict.name}: {verdict_text(run).splitlines()[0]}")
+    lines += [f"broken rule {broken}" for run in runs[-1:] for broken in run.broken_rules()]
+    return lines
 
 
 def exits_differ(left: Exit, right: Exit) -> list[str]:

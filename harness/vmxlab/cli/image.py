@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from vmxlab.cases.case import Case
 from vmxlab.cli.case_files import assemble_ahead, load_cases
-from vmxlab.cli.common import Status, engine_options, log_option, open_lab
+from vmxlab.cli.common import Status, engine_options, log_option, open_lab, open_lab_by_need
 from vmxlab.cli.output import Output, say
+from vmxlab.cli.reproducers import write_compiled, write_run
 from vmxlab.engines.choose import AUTO, ENGINES
 from vmxlab.engines.rom import RomImage
 from vmxlab.errors import CaseError, ImageError, MissingCapability
@@ -49,13 +51,24 @@ _SUFFIXES = (".rom", ".elf", ".bochsrc")
     help="Capabilities to make it for ('vmxlab caps --json'), instead of an engine's. "
     "Given more than once: the image suits all of them.",
 )
+@click.option(
+    "--reproducer",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write, in place of OUT.*, what a failed test leaves of its case: image, command lines, log, test. "
+    "The case is run for that, but not with --caps. Several cases: one folder each in DIR.",
+)
 @engine_options
 @log_option
+@click.pass_context
 def image(
+    context: click.Context,
     files: tuple[str, ...],
     out: Path,
     kind: str,
     caps_files: tuple[Path, ...],
+    folder: Path | None,
     engine: str,
     model: str | None,
     log_dir: Path | None,
@@ -68,6 +81,10 @@ def image(
     if caps_files and (engine != AUTO or model is not None):
         raise click.UsageError("either --caps or an engine, not both")
     cases = [case for argument in files for case in load_cases(argument)] or [_first_case()]
+    if folder is not None:
+        _refuse_with_reproducer(context, "out", "kind")
+        _write_reproducers(cases, folder, caps_files, engine, model, log_dir)
+        return Status.PASS
     target = _target_of_files(caps_files) if caps_files else _target_of_engine(engine, model, log_dir)
     compiled = _compile(cases, target)
     payload = pack_payload([case.units for case in compiled])
@@ -87,6 +104,31 @@ def _first_case() -> Case:
     from vmxlab.demo import first_case
 
     return first_case()
+
+
+def _refuse_with_reproducer(context: click.Context, *names: str) -> None:
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError("either --reproducer, or --output and --format")
+
+
+def _write_reproducers(
+    cases: Sequence[Case],
+    folder: Path,
+    caps_files: Sequence[Path],
+    engine: str,
+    model: str | None,
+    log_dir: Path | None,
+) -> None:
+    if caps_files:
+        written = write_compiled(_compile(cases, _target_of_files(caps_files)), folder)
+    else:
+        with open_lab_by_need(engine, model, log_dir, command="image") as lab:
+            written = write_run(cases, lab, folder)
+    output = Output()
+    for name, place in written:
+        output.line(f"{name}  {place}")
+    output.line(f"Begin with README.md{' in each' if len(written) > 1 else ''}.")
 
 
 def _target_of_files(paths: Sequence[Path]) -> Target:

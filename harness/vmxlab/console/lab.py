@@ -108,6 +108,11 @@ class Lab:
         return self._info
 
     @property
+    def known_info(self) -> EngineInfo | None:
+        """As `info`; None where no machine has been up yet."""
+        return self._info
+
+    @property
     def capabilities(self) -> Capabilities:
         """The capability MSRs of the processor. Raises MissingCapability where it has no VMX."""
         if self._has_vmx is None:

@@ -13,6 +13,8 @@ folder may lie where pytest looks for tests.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +27,9 @@ from vmxlab.console.records import parse_line
 from vmxlab.console.run import Run, Verdict
 from vmxlab.engines.base import EngineInfo
 from vmxlab.engines.bochs import BochsEngine
+from vmxlab.engines.logs import log_error
 from vmxlab.engines.rom import RomImage
-from vmxlab.errors import ImageError, LogError, VmxlabError
+from vmxlab.errors import ImageError, VmxlabError
 from vmxlab.image.compiler import assemble_programs
 from vmxlab.image.frames import pack_payload
 from vmxlab.image.rom import pack_elf, pack_rom
@@ -44,6 +47,9 @@ from vmxlab.reports.runs import exit_table, remarks, title, verdict_text
 _ROM, _ELF, _BOCHSRC = Path("case.rom"), Path("case.elf"), Path("case.bochsrc")
 _BOOT, _TEST, _LOG, _README = "boot.sh", "reproduce.py", "serial.log", "README.md"
 _TEST_NAME = "test_reproduces"
+
+FOLDER = "failed"
+"""Where reproducers of failed cases lie, beside the logs."""
 
 AS_EXPECTED = Asserted("assert run.difference() is None")
 """For a case whose own `expect` is the question."""
@@ -79,7 +85,7 @@ class Reproducer:
 
     `run`: what came back, or for a case that never ran its verdict alone. `info`: what it ran on, or was made
     for; None where that is not known. `test`, `failure`: which test ran it, and what that said. `asserted`:
-    what the test here is to assert; None takes what suits the verdict. `note`: what is to be said of that.
+    what that asserted of the run, where it can be taken along. `ran`: whether it was run at all.
     """
 
     run: Run
@@ -87,7 +93,6 @@ class Reproducer:
     test: str = ""
     failure: str = ""
     asserted: Asserted | None = None
-    note: str = ""
     ran: bool = True
 
     def write(self, folder: Path) -> None:
@@ -99,10 +104,7 @@ class Reproducer:
                 if name == _BOOT:
                     path.chmod(0o755)
             except OSError as error:
-                raise LogError(
-                    f"the reproducer's file {path} can't be written: {error.strerror}",
-                    advice="free some space there, or choose another folder",
-                ) from error
+                raise log_error(path, error) from error
 
     def files(self) -> dict[str, bytes]:
         """The folder's files, by name. What can't be made is left out, and README.md says why."""
@@ -120,12 +122,13 @@ class Reproducer:
             files[_LOG] = log
         elif self.ran:
             problems.append(f"no {_LOG}: there is no serial log of it")
-        try:
-            files[_TEST] = self._test().encode()
-        except TypeError as error:
-            problems.append(f"no {_TEST}: {error}")
+        test, remark = self._test()
+        if test:
+            files[_TEST] = test.encode()
+        else:
+            problems.append(f"no {_TEST}: {remark}")
         names = [f"`{name}`: {_WHAT[name]}" for name in (_README, *files)]
-        readme = "\n".join(self._readme(ways, [*names, *problems])) + "\n"
+        readme = "\n".join(self._readme(ways, remark, [*names, *problems])) + "\n"
         return {_README: readme.encode(), **files}
 
     # --- the image -------------------------------------------------------------------------------------
@@ -168,14 +171,33 @@ class Reproducer:
             return b"".join(f"{record.line}\n".encode() for record in self.run.records)
         return excerpt(path.read_bytes(), self.run.number)
 
-    def _test(self) -> str:
-        if self.run.case is None:
-            raise TypeError("a run that was read from a log has no case")
-        asserted = self.asserted
-        if asserted is None:
-            asserted = AS_EXPECTED if self.run.verdict is Verdict.FAIL else BY_THE_ORACLE
+    def _test(self) -> tuple[str, str]:
+        """The test, and what it asserts in words; no text, and why, where it can't be written."""
+        case = self.run.case
+        if case is None:
+            return "", "a run that was read from a log has no case"
         about = f'"""{self._headline()}\n\n    {self._pytest()}\n"""\n\n'
-        return about + case_source(self.run.case, name=_TEST_NAME, asserted=asserted)
+        problem = ""
+        for asserted, remark in self._assertions():
+            try:
+                return about + case_source(case, name=_TEST_NAME, asserted=asserted), remark
+            except TypeError as error:
+                problem = str(error)
+        return "", problem
+
+    def _assertions(self) -> Iterator[tuple[Asserted, str]]:
+        """What the test may assert, the best first."""
+        if self.asserted is not None:
+            yield self.asserted, "It asserts what the test that failed did."
+        if self.ran and self.run.verdict in (Verdict.ERROR, Verdict.CRASH):
+            yield (
+                BY_THE_ORACLE,
+                "The case itself ended in an error; a run without one is checked by the oracle.",
+            )
+        if self.ran and self.run.verdict is Verdict.FAIL:
+            yield AS_EXPECTED, "It asserts what the case itself expects."
+        own = "" if not self.failure else ", not what the test that failed did: that could not be taken along"
+        yield BY_THE_ORACLE, f"It asserts what the SDM says of the case, as vmxlab knows it{own}."
 
     def _pytest(self) -> str:
         where = () if self.info is None else ("--vmx-engine", self.info.name, "--vmx-model", self.info.model)
@@ -184,19 +206,18 @@ class Reproducer:
     # --- README.md -------------------------------------------------------------------------------------
 
     def _headline(self) -> str:
-        where = self.info.title() if self.info is not None else "no engine"
         if not self.ran:
-            return f"{title(self.run)}: made for {where}, not run"
+            return f"{title(self.run)}: an image for given capabilities, not run"
+        where = self.info.title() if self.info is not None else "no machine"
         return f"{title(self.run)}: {self.run.verdict.name} on {where}"
 
-    def _readme(self, ways: Mapping[str, Way], files: Sequence[str]) -> Iterator[str]:
+    def _readme(self, ways: Mapping[str, Way], remark: str, files: Sequence[str]) -> Iterator[str]:
         yield from (f"# {self._headline()}", "", *_ABOUT.splitlines(), "")
         if self.ran:
             yield from ("## What happened", "", *_block(self._happened()))
         yield from ("## Where", "", *self._where())
         yield from ("## Again", "", "As a test, with vmxlab installed:", "", *_block([self._pytest()]))
-        if self.note:
-            yield from (self.note, "")
+        yield from (remark, "")
         if ways:
             yield from self._by_hand(ways)
         yield from ("## Files", "", *(f"- {line}" for line in files))
@@ -217,7 +238,7 @@ class Reproducer:
             (r for r in map(parse_line, self._log().splitlines()) if r is not None and r.kind == "boot"), None
         )
         facts = {
-            "engine": self.info.title() if self.info is not None else "none",
+            "engine": self.info.title() if self.info is not None else "",
             "why": self.info.why if self.info is not None else "",
             "test": self.test,
             "monitor": f"build {boot.number('build'):#010x}, protocol {boot.number('protocol')}"
@@ -237,6 +258,20 @@ class Reproducer:
         for word, way in ways.items():
             yield from (f"{way.what} (`./{_BOOT} {word}`):", "", *_block([str(way)]))
         yield from (*_CONTROLS.splitlines(), "")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder of that name, with a number where there is one of another session. Raises LogError."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = parent / (name if number == 1 else f"{name}.{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise log_error(parent / name, error) from error
+    raise AssertionError("unreachable")
 
 
 def excerpt(log: bytes, number: int) -> bytes:
