@@ -21,7 +21,7 @@ setup: guest ## install what is missing, make .venv, build the monitor
 run: guest ## boot a first case and show what it did
 	$(Q).venv/bin/vmxlab run $(ARGS)
 
-test: guest ## the whole suite
+test: guest iso-tools ## the whole suite
 	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
 
 test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
@@ -57,6 +57,9 @@ console: guest ## the monitor's prompt
 image: guest ## write an image that boots on every engine, build/vmxlab.*
 	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
+iso: guest iso-tools ## write an ISO that boots on a PC, build/vmxlab.iso
+	$(Q).venv/bin/vmxlab image --format iso -o build/vmxlab $(ARGS)
+
 carrier: guest ## build what the engine kvm-in-bochs boots, and say what is in it
 	$(Q).venv/bin/vmxlab carrier $(ARGS)
 
@@ -80,6 +83,9 @@ lint: ## ruff, mypy, clang-format: all of them, whichever fails
 environment:
 	$(Q)tools/setup.sh run
 
+iso-tools:
+	$(Q)tools/setup.sh run iso
+
 # Locked, so that two suites started at once in one checkout don't build into each other.
 guest: environment ## build the monitor into build/guest
 	$(Q)flock build/guest.lock $(MAKE) $(QUIET) -C guest OUT=../build/guest PYTHON=../.venv/bin/python
@@ -94,4 +100,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console image iso carrier bench wheel lint environment iso-tools guest clean distclean help

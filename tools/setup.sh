@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh run         to build, run and test
 #   tools/setup.sh run lint    to check the sources as well
+#   tools/setup.sh run iso     to make ISO images as well
 #
 # Where it may not install, it stops with the commands to run. Nothing is done twice: with all in place it
 # takes some milliseconds. VMXLAB_INSTALL=no keeps it from installing packages, PYTHON=... names the
@@ -16,6 +17,7 @@ log=build/setup.log
 
 run_packages="gcc binutils bochs bochs-term bochsbios vgabios qemu-system-x86"
 lint_packages="clang-format"
+iso_packages="grub-common grub-pc-bin grub-efi-amd64-bin xorriso mtools"
 
 say() {
     printf 'vmxlab: %s\n' "$*" >&2
@@ -53,6 +55,11 @@ provided() {
             /usr/local/share/bochs/VGABIOS-lgpl-latest* ;;
         qemu-system-x86) have qemu-system-x86_64 ;;
         clang-format) have clang-format ;;
+        grub-common) have grub-mkimage ;;
+        grub-pc-bin) any_file /usr/lib/grub/i386-pc/multiboot.mod ;;
+        grub-efi-amd64-bin) any_file /usr/lib/grub/x86_64-efi/multiboot.mod ;;
+        xorriso) have xorriso ;;
+        mtools) have mformat ;;
         *) return 1 ;;
     esac
 }
@@ -217,7 +224,8 @@ for purpose; do
     case $purpose in
         run) packages="$packages $run_packages" ;;
         lint) packages="$packages $lint_packages" ;;
-        *) say "usage: tools/setup.sh [run] [lint]"; exit 2 ;;
+        iso) packages="$packages $iso_packages" ;;
+        *) say "usage: tools/setup.sh [run] [lint] [iso]"; exit 2 ;;
     esac
 done
 

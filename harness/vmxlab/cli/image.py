@@ -19,12 +19,13 @@ from vmxlab.engines.rom import RomImage
 from vmxlab.errors import CaseError, ImageError, MissingCapability
 from vmxlab.image.compiler import CompiledCase, Target, compile_case
 from vmxlab.image.frames import pack_payload
+from vmxlab.image.iso import UEFI_PACKAGES, pack_iso
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_elf, pack_rom
-from vmxlab.reports.boot_by_hand import bochs_configuration, ways
+from vmxlab.reports.boot_by_hand import Way, bochs_configuration, ways
 from vmxlab.reports.caps_file import CapsFile, read_caps_file
 
-_SUFFIXES = (".rom", ".elf", ".bochsrc")
+_SUFFIXES = (".rom", ".elf", ".bochsrc", ".iso")
 
 
 @click.command()
@@ -37,10 +38,16 @@ _SUFFIXES = (".rom", ".elf", ".bochsrc")
     default="vmxlab",
     show_default=True,
     metavar="OUT",
-    help="Write OUT.rom, OUT.elf and OUT.bochsrc.",
+    help="Write OUT.rom, OUT.elf and OUT.bochsrc, or what --format says.",
 )
 @click.option(
-    "--format", "kind", type=click.Choice(["rom", "elf", "both"]), default="both", show_default=True
+    "--format",
+    "kind",
+    type=click.Choice(["rom", "elf", "both", "iso"]),
+    default="both",
+    show_default=True,
+    help="iso: OUT.iso, for a PC, from CD or USB stick; its output is on COM1, 115200 baud. Its controls "
+    "are those of the engine's processor: for another one there is --caps.",
 )
 @click.option(
     "--caps",
@@ -48,8 +55,8 @@ _SUFFIXES = (".rom", ".elf", ".bochsrc")
     metavar="FILE",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Capabilities to make it for ('vmxlab caps --json'), instead of an engine's. "
-    "Given more than once: the image suits all of them.",
+    help="Capabilities to make it for, instead of an engine's: what 'vmxlab caps --json' wrote, or the "
+    "serial log of an image that booted there. Given more than once: the image suits all of them.",
 )
 @click.option(
     "--reproducer",
@@ -90,13 +97,17 @@ def image(
     payload = pack_payload([case.units for case in compiled])
     base = out.with_suffix("") if out.suffix in _SUFFIXES else out
     rom = elf = bochsrc = None
+    if kind == "iso":
+        _write_iso(base, compiled, target, payload)
+        return Status.PASS
     if kind != "elf":
         rom = _write(base, ".rom", pack_rom(target.monitor, payload))
         text = bochs_configuration(RomImage.check(rom), _processors(compiled))
         bochsrc = _write(base, ".bochsrc", text.encode())
     if kind != "rom":
         elf = _write(base, ".elf", pack_elf(target.monitor, payload))
-    _report(compiled, rom, elf, bochsrc)
+    files_written = [path for path in (rom, elf, bochsrc) if path is not None]
+    _report(compiled, files_written, ways(rom, elf, bochsrc, _processors(compiled)))
     return Status.PASS
 
 
@@ -193,18 +204,28 @@ def _processors(compiled: Sequence[CompiledCase]) -> int:
     return max((case.case.processors for case in compiled), default=1)
 
 
-def _report(
-    compiled: Sequence[CompiledCase], rom: Path | None, elf: Path | None, bochsrc: Path | None
-) -> None:
+def _write_iso(base: Path, compiled: Sequence[CompiledCase], target: Target, payload: bytes) -> None:
+    elf = pack_elf(target.monitor, payload, claim_memory=True)
+    iso = pack_iso(elf, title=f"vmxlab: {_count(compiled)}")
+    path = _write(base, ".iso", iso.data)
+    _report(compiled, [path], ways(None, None, None, _processors(compiled), path))
+    say(f"it boots on a PC with {' or '.join(iso.firmware)} firmware, Secure Boot off")
+    if "UEFI" not in iso.firmware:
+        say(f"for UEFI firmware as well: apt-get install {UEFI_PACKAGES}")
+
+
+def _count(compiled: Sequence[CompiledCase]) -> str:
+    return f"{len(compiled)} case{'' if len(compiled) == 1 else 's'}"
+
+
+def _report(compiled: Sequence[CompiledCase], files: Sequence[Path], by_hand: Sequence[Way]) -> None:
     output = Output()
-    files = [path for path in (rom, elf, bochsrc) if path is not None]
-    count = f"{len(compiled)} case{'' if len(compiled) == 1 else 's'}"
-    output.line(f"{count} in")
+    output.line(f"{_count(compiled)} in")
     for path in files:
         output.line(f"  {path}  {path.stat().st_size} bytes")
     output.line()
     output.line("To boot it by hand:")
-    for way in ways(rom, elf, bochsrc, _processors(compiled)):
+    for way in by_hand:
         output.line()
         output.line(f"# {way.what}", "dim")
         output.line(str(way))

@@ -20,6 +20,8 @@ from vmxlab.engines.rom import RomImage
 from vmxlab.image.layout import MEMORY_BYTES, MIB
 
 _MEMORY_MB = MEMORY_BYTES // MIB
+# Firmware keeps some of it, and the image wants all that a machine has without.
+_MEMORY_WITH_FIRMWARE_MB = 2 * _MEMORY_MB
 _BOCHS_PROGRAMS = ("bochs-bin", "bochs")
 
 _COM1 = "mode=file, dev=/dev/stdout"
@@ -44,7 +46,13 @@ class Way:
         return f"{shlex.join(self.before)} | {line}" if self.before else line
 
 
-def ways(rom: Path | None, elf: Path | None, bochsrc: Path | None, processors: int = 1) -> list[Way]:
+def ways(
+    rom: Path | None,
+    elf: Path | None,
+    bochsrc: Path | None,
+    processors: int = 1,
+    iso: Path | None = None,
+) -> list[Way]:
     """How to boot the files that were written, on a machine with so many processors."""
     found = []
     if rom is not None:
@@ -55,6 +63,11 @@ def ways(rom: Path | None, elf: Path | None, bochsrc: Path | None, processors: i
         found.append(kernel_way(elf, processors))
     if bochsrc is not None:
         found.append(bochs_way(bochsrc))
+    if iso is not None:
+        boot = ("-cdrom", str(iso))
+        command = qemu_command(boot, processors=processors, memory_mb=_MEMORY_WITH_FIRMWARE_MB)
+        found.append(Way("QEMU/KVM, as a PC with a CD", command))
+        found.append(Way("a PC: write it to a USB stick", ("dd", f"if={iso}", "of=/dev/sdX", "bs=1M")))
     return found
 
 
@@ -104,10 +117,15 @@ def _kvm_cpu(info: EngineInfo | None) -> str:
 
 
 def qemu_command(
-    boot: Sequence[str], *, accelerator: str = "kvm", cpu: str | None = None, processors: int = 1
+    boot: Sequence[str],
+    *,
+    accelerator: str = "kvm",
+    cpu: str | None = None,
+    processors: int = 1,
+    memory_mb: int = _MEMORY_MB,
 ) -> tuple[str, ...]:
     """QEMU with nothing but a processor with VMX, memory, and the serial line on standard output."""
-    machine = ("-M", "q35", "-m", str(_MEMORY_MB), "-accel", accelerator, "-cpu", cpu or _kvm_cpu(None))
+    machine = ("-M", "q35", "-m", str(memory_mb), "-accel", accelerator, "-cpu", cpu or _kvm_cpu(None))
     smp = ("-smp", str(processors)) if processors > 1 else ()
     return (QEMU, "-nodefaults", "-display", "none", *machine, *smp, *boot, "-serial", "stdio")
 
