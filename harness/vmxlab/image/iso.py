@@ -135,7 +135,7 @@ def _xorriso(folder: Path, tree: Path, master_boot_record: Path, partition: Path
 
 
 def _environment() -> Mapping[str, str]:
-    return {"SOURCE_DATE_EPOCH": str(_EPOCH), **os.environ, "LC_ALL": "C"}
+    return {"SOURCE_DATE_EPOCH": str(_EPOCH), **os.environ, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _run(folder: Path, command: tuple[str, ...]) -> None:

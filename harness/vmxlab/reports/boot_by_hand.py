@@ -15,7 +15,7 @@ from vmxlab.engines.choose import ENGINES
 from vmxlab.engines.kvm import KvmEngine
 from vmxlab.engines.kvm_in_bochs import CarrierModel, KvmInBochsEngine
 from vmxlab.engines.qemu import PROGRAM as QEMU
-from vmxlab.engines.qemu import VIRTIO_SERIAL, QemuKvmEngine
+from vmxlab.engines.qemu import QemuKvmEngine
 from vmxlab.engines.rom import RomImage
 from vmxlab.image.layout import MEMORY_BYTES, MIB
 
@@ -85,15 +85,15 @@ def bochs_way(bochsrc: Path) -> Way:
 
 
 def engine_way(rom: RomImage, processors: int = 1, info: EngineInfo | None = None) -> Way:
-    """QEMU/KVM with the machine and the devices that the engines of the harness give it.
+    """QEMU/KVM with the machine that the engines of the harness give it.
 
     Its processor is the one that `info` ran on, where that was one of KVM.
     """
     model = _kvm_model(info)
     machine = KvmEngine().arguments(rom, model=model, memory_mb=_MEMORY_MB, processors=processors)
-    # A triple fault ends it; without that it would start from the beginning.
-    serial = ("-chardev", "stdio,id=serial", *VIRTIO_SERIAL, "-no-reboot")
-    return Way("QEMU/KVM, as vmxlab runs it", (QEMU, *machine, *serial))
+    # The serial line is a UART: the virtio port that the engines have stops for good where standard input ends.
+    # A triple fault ends QEMU; without -no-reboot the image would start from the beginning.
+    return Way("QEMU/KVM, as vmxlab runs it", (QEMU, *machine, "-serial", "stdio", "-no-reboot"))
 
 
 def modules_of_kvm(info: EngineInfo) -> list[str]:
