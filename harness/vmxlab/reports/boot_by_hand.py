@@ -91,7 +91,7 @@ def engine_way(rom: RomImage, processors: int = 1, info: EngineInfo | None = Non
     """
     model = _kvm_model(info)
     machine = KvmEngine().arguments(rom, model=model, memory_mb=_MEMORY_MB, processors=processors)
-    # The serial line is a UART: the virtio port that the engines have stops for good where standard input ends.
+    # The serial line is a UART: the virtio port that the engines have stops where standard input ends.
     # A triple fault ends QEMU; without -no-reboot the image would start from the beginning.
     return Way("QEMU/KVM, as vmxlab runs it", (QEMU, *machine, "-serial", "stdio", "-no-reboot"))
 

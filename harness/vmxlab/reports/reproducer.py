@@ -137,7 +137,8 @@ class Reproducer:
         """Raises VmxlabError where there can be none."""
         compiled = self.run.compiled
         if compiled is None:
-            raise self.run.error if isinstance(self.run.error, VmxlabError) else ImageError("it is not known")
+            unknown = ImageError("the case that was compiled is not known")
+            raise self.run.error if isinstance(self.run.error, VmxlabError) else unknown
         monitor, payload = compiled.target.monitor, pack_payload([compiled.units])
         rom = pack_rom(monitor, payload)
         model = self.info.model if self.info is not None and self._ran_on_bochs() else None
@@ -208,7 +209,7 @@ class Reproducer:
     def _headline(self) -> str:
         if not self.ran:
             return f"{title(self.run)}: an image for given capabilities, not run"
-        where = self.info.title() if self.info is not None else "no machine"
+        where = self.info.title() if self.info is not None else self.run.engine or "no machine"
         return f"{title(self.run)}: {self.run.verdict.name} on {where}"
 
     def _readme(self, ways: Mapping[str, Way], remark: str, files: Sequence[str]) -> Iterator[str]:
