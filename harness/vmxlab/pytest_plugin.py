@@ -350,12 +350,12 @@ def pytest_runtest_makereport(
     if call.when == "call" and uses_it:
         _add_properties(item)
     report = yield
-    if call.when == "teardown" or not uses_it:
+    if call.when == "teardown":
         return report
-    if call.when == "setup" and not report.passed:
+    if call.when == "setup" and uses_it and not report.passed:
         _add_properties(item)
     runs = item.config.stash[_TEST].runs
-    facts = _facts(item, report)
+    facts = _facts(item, report) if uses_it else {}
     report.sections += by_need_section(runs)
     if report.failed:
         report.sections += failure_sections(runs)

@@ -344,6 +344,16 @@ def test_ctrl_c_leaves_none(suite):
     assert not (suite.path / "logs" / "failed").exists()
 
 
+def test_test_that_asks_for_the_fixture_while_it_runs_leaves_one_too(suite):
+    suite.write("""
+def test_it(request):
+    assert request.getfixturevalue("vmxlab").run(Case()).reasons == []
+""")
+    result = suite.run("--vmx-log-dir", "logs")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["-* vmxlab case 0 on bochs *", "*logs/failed/test_it.py-test_it/case-0"])
+
+
 def test_long_names_of_tests_make_short_names_of_folders(suite):
     suite.write(
         "\n@pytest.mark.parametrize('x', ['é/ü ' * 60 + end for end in 'ab'])"

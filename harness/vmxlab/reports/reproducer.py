@@ -246,7 +246,7 @@ class Reproducer:
             if boot
             else "",
             "vmxlab": f"{__version__}, Python {platform.python_version()}",
-            "whole log": str(self.run.log_path or ""),
+            "whole log": str(self.run.log_path.absolute()) if self.run.log_path is not None else "",
         }
         yield from (f"- {name}: {text}" for name, text in facts.items() if text)
         yield ""
