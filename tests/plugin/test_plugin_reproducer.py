@@ -1,6 +1,6 @@
 """What failed tests leave: a reproducer of each failed case, and what JUnit and GitHub are told of it.
 
-One session in two workers of pytest-xdist has tests that fail in every way; a second one runs what they left.
+One session in a worker of pytest-xdist has tests that fail in every way; a second one runs what they left.
 """
 
 import os
@@ -141,7 +141,7 @@ def session(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
     (folder / "test_it.py").write_text(TESTS)
     github = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(folder.parent)}
-    return run_pytest(folder, "-n", "2", "--vmx-log-dir", "logs", **github)
+    return run_pytest(folder, "-n", "1", "--vmx-log-dir", "logs", **github)
 
 
 @pytest.fixture(scope="module")
