@@ -172,7 +172,7 @@ def _compile(cases: Sequence[Case], target: Target) -> list[CompiledCase]:
     for number, case in enumerate(cases):
         name = case.name or f"case {number}"
         try:
-            compiled.append(compile_case(case, target, number=len(compiled)))
+            compiled.append(compile_case(case, target, number=len(compiled), report_code=True))
         except MissingCapability as error:
             say(f"left out {name}: {error.message}")
         except CaseError as error:

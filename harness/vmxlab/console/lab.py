@@ -174,6 +174,7 @@ class Lab:
         deadline = case.limits.seconds or self._case_deadline_s
         try:
             frame = encode_frame(compiled.units, self._frame)
+            session.log.code(number, compiled.code)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
             error.run = replace(crashed_run(error, case, number, session), compiled=compiled)
@@ -248,6 +249,8 @@ class Lab:
         except VmxlabError as error:
             return {number: failed_run(case, number, error) for number, case in cases.items()}
         try:
+            for number, compiled in waiting.items():
+                session.log.code(number, compiled.code)
             return ImageReader(session, cases, self._boot_deadline_s, self._case_deadline_s).read()
         finally:
             self._down()
