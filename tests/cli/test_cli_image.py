@@ -14,6 +14,7 @@ import pytest
 
 from vmxlab.image.iso import pack_iso
 from vmxlab.reports.caps_file import read_caps_file
+from vmxlab.reports.story import Kind, Storyteller
 
 CASES = """\
 from vmxlab import Case, SecondaryControls
@@ -61,6 +62,13 @@ def boot(command: str, until: bytes = b"vmx> ") -> str:
     return text.decode()
 
 
+def places(log: str) -> list[str]:
+    """Where the exits of a log were: no harness wrote the code into it, so the monitor must have said it."""
+    teller = Storyteller()
+    passages = [*teller.feed(log.encode()), *teller.close()]
+    return [passage.place for passage in passages if passage.kind is Kind.EXIT]
+
+
 def on_tcg(command: str) -> str:
     """The command line for a host whose KVM has no VMX, as no test may depend on it."""
     assert "-accel kvm -cpu host,+vmx" in command
@@ -86,6 +94,7 @@ def test_the_printed_command_lines_boot_the_image(vmxlab_cli, cases: Path) -> No
     said = boot(printed["Bochs"])
     assert said.count("@exit") == 4
     assert "@done cases=0x2" in said
+    assert places(said) == ["0x8000  in al, 0x60", "0x8002  hlt", "0x8000  cpuid", "0x8002  hlt"]
 
 
 def test_a_case_with_a_second_processor_is_given_one_by_hand_too(vmxlab_cli) -> None:

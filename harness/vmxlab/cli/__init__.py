@@ -1,4 +1,5 @@
-"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `carrier`, `coverage`.
+"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `carrier`, `coverage`,
+`decode`, `diff`.
 
 One module a command. What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or
 JSON), `case_files` (cases out of Python files). `main` is the entry point: a user's mistake is a message,
@@ -24,6 +25,8 @@ from vmxlab.cli.check import check
 from vmxlab.cli.common import Status
 from vmxlab.cli.console import console
 from vmxlab.cli.coverage import coverage
+from vmxlab.cli.decode import decode
+from vmxlab.cli.diff import diff
 from vmxlab.cli.doctor import doctor
 from vmxlab.cli.fuzz import fuzz
 from vmxlab.cli.image import image
@@ -43,7 +46,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, caps, run, sweep, fuzz, image, console, carrier, coverage, check):
+for _command in (doctor, caps, run, sweep, fuzz, image, console, carrier, coverage, check, decode, diff):
     cli.add_command(_command)
 
 
