@@ -99,6 +99,11 @@ def _operands(exit: Exit) -> Iterator[str]:
             yield f"leaf {rax:#x}, subleaf {rcx:#x}"
 
 
+def reason_name(number: int) -> str:
+    """A basic exit reason by name: "IO_INSTRUCTION", or "reason 0xc8"."""
+    return Exit(number=0, full_reason=number).reason_name
+
+
 def msr_name(number: int) -> str:
     """An MSR by name and number: "IA32_EFER (0xc0000080)", or the number alone."""
     try:
@@ -143,9 +148,12 @@ def _qualification_json(exit: Exit) -> dict[str, Value]:
 # --- all exits ---------------------------------------------------------------------------------------------
 
 
-def exit_table(run: Run, code: Code | None = None) -> Table:
-    """The exits of a run, a row each. `code` shows the instructions; without it they are left out."""
-    before = _at_entry(run.case)
+def exit_table(run: Run, code: Code | None = None, at_entry: Mapping[str, int] | None = None) -> Table:
+    """The exits of a run, a row each. `code` shows the instructions; without it they are left out.
+
+    `at_entry`: L2's registers and RFLAGS before the first exit, where the run's case is not there to tell.
+    """
+    before: Mapping[str, int] = registers_at_entry(run.case) if at_entry is None else at_entry
     rows = []
     for exit in run.exits:
         now = {**exit.registers, "rflags": exit.rflags}
@@ -166,7 +174,8 @@ def exit_table(run: Run, code: Code | None = None) -> Table:
     return Table(_COLUMNS, rows)
 
 
-def _at_entry(case: Case | None) -> dict[str, int]:
+def registers_at_entry(case: Case | None) -> dict[str, int]:
+    """L2's general registers and RFLAGS as a case gives them, or as the baseline does."""
     state = {**dict.fromkeys(GENERAL_REGISTERS, 0), "rsp": STACK_TOP, "rflags": 2}
     if case is not None:
         for name, field in (("rsp", Field.GUEST_RSP), ("rflags", Field.GUEST_RFLAGS)):
