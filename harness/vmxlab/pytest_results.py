@@ -43,18 +43,19 @@ class Facts:
         known: str | None,
         where: Mapping[str, str],
     ) -> dict[str, str]:
-        """The facts, once a test: when it has run, or is known not to.
+        """The facts at the end of a phase: after the setup, unless it failed, of no case yet.
+
+        Whoever dies in the middle of the test has told which one it was.
 
         `error` is what it raised, `known` the key of the difference for which it was expected to fail, and
         `where` has "test", "engine" and "version".
         """
-        if report.when == "setup" and report.passed:
-            return {}
         from vmxlab.reports.results.facts import FactsWriter
 
         self._writer = self._writer or FactsWriter()
         verdict, why = _judge(report, error, known)
-        return {"facts": self._writer.text(test.runs, **where), "verdict": verdict.value, "why": why}
+        runs = () if report.when == "setup" and report.passed else test.runs
+        return {"facts": self._writer.text(runs, **where), "verdict": verdict.value, "why": why}
 
 
 def _judge(

@@ -44,6 +44,8 @@ def report(files: tuple[Path, ...], output: Path) -> int:
         click.echo(f"vmxlab: {warning}", err=True)
     total = made.overview.total
     verdicts = ", ".join(f"{total.tests[verdict]} {verdict.words}" for verdict in made.overview.verdicts)
-    click.echo(f"{total.tests.total()} tests ({verdicts}), {total.cases} cases, {total.exits} exits")
+    counts = (total.tests.total(), "test"), (total.cases, "case"), (total.exits, "exit")
+    tests, *rest = (f"{number} {word}{'' if number == 1 else 's'}" for number, word in counts)
+    click.echo(f"{tests} ({verdicts}), {', '.join(rest)}")
     click.echo(f"report  {output.absolute()}  {len(page) / 1e6:.1f} MB")
     return Status.PASS

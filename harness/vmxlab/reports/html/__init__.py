@@ -5,6 +5,7 @@
     cases      one case in detail
     pictures   bitmaps and EPT paging structures, and what of them was met
     passed     accesses of L2 that did not exit, as far as the program tells
+    text       what no document can hold, spelled out
     parts      the details, packed in pieces that a browser unpacks when they are wanted
     overview   what stands above: verdicts by engine, what to look at, reasons
     assets/    template, style and script

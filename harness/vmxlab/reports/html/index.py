@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from vmxlab.reports.html.parts import Place
+from vmxlab.reports.html.text import printable
 from vmxlab.reports.results.model import RecordedCase, RecordedTest, TestVerdict
 from vmxlab.reports.runs import describe_exit, reason_name
 
@@ -53,7 +54,7 @@ class Index:
                 self._platforms.number(test.platform),
                 test.seconds,
                 test.why,
-                test.id,
+                printable(test.id),
                 len(self._cases),
                 len(test.cases),
                 place,

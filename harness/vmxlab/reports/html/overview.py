@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from vmxlab.engines.differences import KNOWN_DIFFERENCES
+from vmxlab.reports.html.text import printable
 from vmxlab.reports.results.model import RecordedTest, TestVerdict
 from vmxlab.reports.runs import reason_name
 
@@ -104,4 +105,4 @@ class Overview:
 
 def link(**state: object) -> str:
     """The fragment that shows something in the list: link(view="tests", v="fail")."""
-    return "#" + urlencode({"view": "tests", **state})
+    return "#" + urlencode({"view": "tests", **{key: printable(str(value)) for key, value in state.items()}})

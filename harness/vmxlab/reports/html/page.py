@@ -21,6 +21,7 @@ from vmxlab.reports.html.index import Index
 from vmxlab.reports.html.overview import MAX_LISTED, NO_ENGINE, Overview, link
 from vmxlab.reports.html.parts import Parts, Place, packed
 from vmxlab.reports.html.pictures import structure_item
+from vmxlab.reports.html.text import printable
 from vmxlab.reports.results.file import Results, is_results_file, read_results
 from vmxlab.reports.results.logs import read_log
 from vmxlab.reports.results.model import RecordedTest, TestVerdict
@@ -126,8 +127,5 @@ def _hash(text: str) -> str:
 
 
 def _shown(value: object) -> object:
-    """Text that any HTML may hold: what no document can, lone surrogates and controls, is spelled out."""
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    text = value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c >= " " or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    """What the template writes; of our own style and script, as it is."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -49,14 +49,14 @@ def read_log(path: Path) -> RecordedTest:
         for part in ("title", "name", "version")
     )
     cases = [_case(run, title, path) for run in runs]
-    damaged = [f"{len(broken)} lines of the log are damaged:", *map(str, broken)] if broken else []
+    damaged = ["Lines of the log that are damaged:", *map(str, broken)] if broken else []
     return RecordedTest(
         id=str(path),
         name=str(path),
         verdict=TestVerdict.ERROR if broken else _worst(case.verdict for case in cases),
         engine=name,
         version=version,
-        why=f"{len(broken)} damaged lines" if broken else "",
+        why=f"damaged lines: {len(broken)}" if broken else "",
         text="\n".join(damaged),
         cases=cases,
     )

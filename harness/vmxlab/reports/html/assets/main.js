@@ -37,6 +37,7 @@ function onKey(event) {
   if (event.key === "/" && !typing) {
     event.preventDefault();
     if (state.view !== "tests") setState({ view: "tests" }, { step: true });
+    show(); // now: what is hidden can't have the focus
     byId("q").focus();
     byId("q").select();
   } else if (event.key === "Escape" && event.target === byId("q")) {
@@ -53,6 +54,7 @@ function onKey(event) {
 const ROWS_ON_PAPER = 1000;
 
 function beforePrint() {
+  if (state.view !== "tests" || state.t !== "") return;
   const printed = rows.slice(0, ROWS_ON_PAPER).map((row) => (row.test === undefined ? fileRow(row.file) : testRow(row.test)));
   if (rows.length > ROWS_ON_PAPER) printed.push(el("p.notice", null, `${ROWS_ON_PAPER} of ${rows.length} rows`));
   byId("sizer").replaceChildren(...printed);
