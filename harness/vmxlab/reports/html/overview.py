@@ -63,6 +63,11 @@ class Overview:
         return [verdict for verdict in TestVerdict if any(row.tests[verdict] for row in self.rows.values())]
 
     @property
+    def by_engine(self) -> Sequence[tuple[str, Row]]:
+        """The rows; tests that run on no engine come last."""
+        return sorted(self.rows.items(), key=lambda item: (not item[0], item[0]))
+
+    @property
     def to_look_at(self) -> Sequence[RecordedTest]:
         """The tests with a bad verdict, the worst first."""
         order = list(TestVerdict)
