@@ -132,7 +132,9 @@ install_if_possible() {
     if [ -z "$missing" ] || [ -e build/no-browser ] || ! have apt-get || ! prefix=$(root_prefix); then
         return 0
     fi
-    apt_install || { say "apt-get could not install $missing: the tests that need it are skipped"; : >build/no-browser; }
+    apt_install && return
+    say "apt-get could not install $missing: the tests that need it are skipped (it is tried again after: make clean)"
+    : >build/no-browser
 }
 
 ask_for_packages() {

@@ -45,7 +45,7 @@ def test_without_an_engine(): pass
 def test_without_an_engine_fails(): raise KeyError("host")
 """
 
-FAILED = """
+WITH_WORKERS = """
 def test_kills_its_worker(vmxlab):
     import os
     os._exit(9)
@@ -58,14 +58,32 @@ def results_of(suite):
     return results, {name.removeprefix("test_it.py::test_"): test for name, test in tests.items()}
 
 
-@pytest.mark.parametrize("workers", [False, True], ids=["alone", "two workers"])
-def test_each_test_has_its_verdict_and_its_cases(suite, workers):
+ARGUMENTS = ["--vmx-results", "out.jsonl", "--vmx-model", "corei7_skylake_x", "--vmx-log-dir", "logs"]
+
+
+def test_each_test_has_its_verdict_and_its_cases(suite):
     suite.write(SUITE)
-    run = suite.run_workers if workers else suite.run
-    arguments = ["--vmx-results", "out.jsonl", "--vmx-model", "corei7_skylake_x", "--vmx-log-dir", "logs"]
-    result = run(*arguments)
-    result.assert_outcomes(passed=4, failed=4, skipped=1, xfailed=2, errors=2)
+    suite.run(*ARGUMENTS).assert_outcomes(passed=4, failed=4, skipped=1, xfailed=2, errors=2)
     results, tests = results_of(suite)
+    check(suite, results, tests)
+
+
+def test_it_is_the_same_with_workers_though_one_dies_and_a_file_can_not_be_collected(suite):
+    suite.write(SUITE + WITH_WORKERS)
+    suite.write("import no_such_module", "test_other", imports=False)
+    result = suite.run_workers(*ARGUMENTS, "--continue-on-collection-errors")
+    result.assert_outcomes(passed=4, failed=5, skipped=1, xfailed=2, errors=3)
+    results, tests = results_of(suite)
+    other, died = tests.pop("test_other.py"), tests.pop("kills_its_worker")
+    assert (other.verdict, other.why) == (TestVerdict.ERROR, "it can't be collected")
+    assert "no_such_module" in other.text
+    assert (died.verdict, died.engine) == (TestVerdict.ERROR, "bochs")
+    assert "crashed" in died.text
+    check(suite, results, tests)
+
+
+def check(suite, results, tests):
+    """What the file has of SUITE."""
     assert {name: test.verdict for name, test in tests.items()} == {
         "passes[0]": TestVerdict.PASS,
         "passes[1]": TestVerdict.PASS,
@@ -104,23 +122,10 @@ def test_each_test_has_its_verdict_and_its_cases(suite, workers):
     assert {case.io_bitmap for test in tests.values() for case in test.cases} <= structures | {"all"}
     assert results.is_whole
     assert results.coverage.status == 1
-    assert results.head["arguments"][-len(arguments) :] == arguments
+    assert " ".join(ARGUMENTS) in " ".join(results.head["arguments"])
     assert {line.test for line in read_coverage(suite.path / "out.jsonl").seen} == {
         f"test_it.py::test_{name}" for name in ("passes[0]", "passes[1]", "teardown")
     }
-
-
-def test_worker_that_died_and_a_file_that_can_not_be_collected_are_errors(suite):
-    suite.write(FAILED)
-    suite.write("import no_such_module", "test_other", imports=False)
-    suite.run_workers("--vmx-results", "out.jsonl", "--continue-on-collection-errors")
-    results, tests = results_of(suite)
-    assert tests["test_other.py"].verdict is TestVerdict.ERROR
-    assert "no_such_module" in tests["test_other.py"].text
-    died = tests["kills_its_worker"]
-    assert (died.verdict, died.engine) == (TestVerdict.ERROR, "bochs")
-    assert "crashed" in died.text
-    assert results.is_whole
 
 
 def test_session_that_is_interrupted_has_what_ran(suite):
@@ -131,7 +136,7 @@ def test_stops(vmxlab):
     raise KeyboardInterrupt
 def test_later(vmxlab): pass
 """)
-    suite.run("--vmx-results", "out.jsonl")
+    suite.run(*ARGUMENTS)
     results, tests = results_of(suite)
     assert {name: test.verdict for name, test in tests.items()} == {
         "runs": TestVerdict.PASS,
