@@ -26,7 +26,7 @@ test: guest browser ## the whole suite
 
 # The page is made of what did run, also where tests failed or the session was stopped.
 report: guest browser ## the whole suite, or what ARGS names, and what it did as one HTML file: build/report.html
-	$(Q)rm -f build/results.jsonl; status=0; \
+	$(Q)rm -f build/results.jsonl build/report.html; status=0; \
 	.venv/bin/pytest -n $(JOBS) --vmx-results build/results.jsonl $(ARGS) || status=$$?; \
 	.venv/bin/vmxlab report build/results.jsonl -o build/report.html || exit $$?; \
 	exit $$status

@@ -382,6 +382,15 @@ def test_broken_rules_of_a_failed_entry_are_shown(opened):
     assert browser.texts(".failure") == ["E assert"]
 
 
+def test_nothing_is_shown_where_there_is_nothing(opened):
+    browser = opened(view="tests", t="a.py::test_failed_entry[bochs]")
+    browser.wait("return document.querySelector('.rules')")
+    for title in ("EPT", "Records", "What differs", "I/O bitmaps", "MSR bitmap", "Program", "VMX instr"):
+        unfold(browser, title)
+    (text,) = browser.texts("#detail")
+    assert not [word for word in ("null", "undefined", "NaN", "[object") if word in text]
+
+
 def test_link_leads_to_one_case_of_many(opened):
     browser = opened(view="tests", t="a.py::test_many_cases[bochs]", c=110)
     browser.wait("return document.querySelector('.case[open] .exits')")

@@ -87,7 +87,7 @@ function later(title, note, make, open) {
   const fill = () => {
     if (!made.open || done) return;
     done = true;
-    Promise.resolve(make()).then((content) => body.append(...[content].flat()));
+    Promise.resolve(make()).then((content) => body.append(...[content].flat().filter((part) => part !== null)));
   };
   made.addEventListener("toggle", fill);
   fill();

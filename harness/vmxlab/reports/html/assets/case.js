@@ -24,7 +24,7 @@ function caseView(item) {
     item.log_path ? el("p.quiet", null, "log: ", el("code", null, item.log_path)) : null,
     el("pre", { tabindex: "0" }, item.log),
     item.left_out ? el("p.quiet", null, `${item.left_out.toLocaleString("en")} records of this case are not here; they are in the log.`) : null,
-  ].filter(Boolean)));
+  ]));
   return parts;
 }
 
