@@ -4,10 +4,12 @@
 #   tools/setup.sh run         to build, run and test
 #   tools/setup.sh run lint    to check the sources as well
 #   tools/setup.sh run test    and a browser, for the tests of the HTML report
+#   tools/setup.sh run iso     to make ISO images as well
 #
 # Where it may not install, it stops with the commands to run. Nothing is done twice: with all in place it
-# takes some milliseconds. Without the browser the rest still goes on: its tests say what they miss. VMXLAB_INSTALL=no keeps it from installing packages, PYTHON=... names the
-# interpreter to use, V=1 shows what apt-get and pip say.
+# takes some milliseconds. Without the browser the rest goes on: its tests say what they miss.
+# VMXLAB_INSTALL=no keeps it from installing packages, PYTHON=... names the interpreter to use, V=1 shows what
+# apt-get and pip say.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -18,6 +20,7 @@ log=build/setup.log
 run_packages="gcc binutils bochs bochs-term bochsbios vgabios qemu-system-x86"
 lint_packages="clang-format"
 browser_packages="chromium chromium-driver"
+iso_packages="grub-common grub-pc-bin grub-efi-amd64-bin xorriso mtools"
 
 say() {
     printf 'vmxlab: %s\n' "$*" >&2
@@ -57,6 +60,11 @@ provided() {
         clang-format) have clang-format ;;
         chromium) have chromium || have chromium-browser || have google-chrome ;;
         chromium-driver) have chromedriver ;;
+        grub-common) have grub-mkimage ;;
+        grub-pc-bin) any_file /usr/lib/grub/i386-pc/multiboot.mod ;;
+        grub-efi-amd64-bin) any_file /usr/lib/grub/x86_64-efi/multiboot.mod ;;
+        xorriso) have xorriso ;;
+        mtools) have mformat ;;
         *) return 1 ;;
     esac
 }
@@ -240,8 +248,9 @@ for purpose; do
     case $purpose in
         run) packages="$packages $run_packages" ;;
         lint) packages="$packages $lint_packages" ;;
+        iso) packages="$packages $iso_packages" ;;
         test) optional="$browser_packages" ;;
-        *) say "usage: tools/setup.sh [run] [lint] [test]"; exit 2 ;;
+        *) say "usage: tools/setup.sh [run] [lint] [iso] [test]"; exit 2 ;;
     esac
 done
 

@@ -48,7 +48,6 @@ void exits_reset(struct exit_policy *policy)
 {
 	memset(policy, 0, sizeof(*policy));
 	memset(last_registers, 0, sizeof(last_registers));
-	memset(l2_registers, 0, sizeof(l2_registers));
 	last_rflags = 0;
 	count = 0;
 }

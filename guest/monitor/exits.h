@@ -35,7 +35,7 @@ struct exit_policy {
 	bool reports_vmcs; /* of an entry that fails */
 };
 
-/* Clears the policy and what is remembered of L2's registers: before each case. */
+/* Clears the policy and what the records said of L2's registers: before each case. The registers stay. */
 void exits_reset(struct exit_policy *policy);
 
 /*

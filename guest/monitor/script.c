@@ -1,13 +1,11 @@
 #include "monitor/script.h"
 
-#include "boot/warm_start.h"
 #include "cpu/apic.h"
-#include "cpu/gdt.h"
-#include "cpu/second_processor.h"
 #include "cpu/traps.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
 #include "monitor/exits.h"
+#include "monitor/l1_state.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
 #include "monitor/sweep.h"
@@ -21,15 +19,11 @@ enum {
 	NAME_BYTES = 64,
 	MEMORY_RECORD_BYTES = 256,
 	FILL_CHUNK_BYTES = 8192,
-	NO_VMCS = 1 /* no VMCS lies at an odd address */
 };
 
-/* What the running script has done so far: all that has to be undone at its end. */
+/* What the running script has said so far. */
 static struct {
 	struct exit_policy policy;
-	bool in_vmx_operation;
-	uint64_t current_vmcs;
-	bool apic_used, second_processor_used;
 	uint32_t id;
 	const char *why;
 	bool ended;
@@ -65,6 +59,14 @@ static bool op_case(struct reader *script)
 		record_word("name", name);
 	record_end();
 	return true;
+}
+
+static void op_live(struct reader *script)
+{
+	run.id = take32(script);
+	record_begin("live");
+	record_number("id", run.id);
+	record_end();
 }
 
 static void op_fill(struct reader *script)
@@ -179,13 +181,6 @@ static vmx_outcome op_msr(struct reader *script, bool write)
 	return outcome;
 }
 
-/* The case may use the local APIC: its end puts everything back. */
-static void op_apic_used(void)
-{
-	apic_save();
-	run.apic_used = true;
-}
-
 static void op_apic_write(struct reader *script)
 {
 	uint32_t offset = take32(script), value = take32(script);
@@ -214,8 +209,7 @@ static vmx_outcome op_second_processor(struct reader *script)
 	vmx_outcome outcome = VMX_FAIL_INVALID;
 	if (script->overrun)
 		return outcome;
-	run.second_processor_used = true;
-	if (second_processor_start(program))
+	if (l1_start_second_processor(program))
 		outcome = VMX_SUCCEED;
 	report_outcome("second-processor", outcome);
 	return outcome;
@@ -233,28 +227,22 @@ static vmx_outcome op_invalidate(struct reader *script, bool vpid)
 	return outcome;
 }
 
-/* VMXON, VMCLEAR, VMPTRLD: an address as operand, and what the monitor has to remember of it. */
+/* VMXON, VMCLEAR, VMPTRLD: an address as operand. */
 static vmx_outcome op_region(struct reader *script, enum op op)
 {
 	uint64_t region = take64(script);
 	vmx_outcome outcome;
 	switch (op) {
 	case OP_VMXON:
-		outcome = vmx_vmxon(&region);
-		if (outcome == VMX_SUCCEED)
-			run.in_vmx_operation = true;
+		outcome = l1_vmxon(region);
 		report_outcome("vmxon", outcome);
 		return outcome;
 	case OP_VMCLEAR:
-		outcome = vmx_vmclear(&region);
-		if (outcome == VMX_SUCCEED && region == run.current_vmcs)
-			run.current_vmcs = NO_VMCS;
+		outcome = l1_vmclear(region);
 		report_outcome("vmclear", outcome);
 		return outcome;
 	default:
-		outcome = vmx_vmptrld(&region);
-		if (outcome == VMX_SUCCEED)
-			run.current_vmcs = region;
+		outcome = l1_vmptrld(region);
 		report_outcome("vmptrld", outcome);
 		return outcome;
 	}
@@ -262,9 +250,7 @@ static vmx_outcome op_region(struct reader *script, enum op op)
 
 static vmx_outcome op_vmxoff(void)
 {
-	vmx_outcome outcome = vmx_vmxoff();
-	if (outcome == VMX_SUCCEED)
-		run.in_vmx_operation = false;
+	vmx_outcome outcome = l1_vmxoff();
 	report_outcome("vmxoff", outcome);
 	return outcome;
 }
@@ -378,6 +364,9 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 		return true;
 	case OP_CASE:
 		return op_case(script);
+	case OP_LIVE:
+		op_live(script);
+		return true;
 	case OP_FILL:
 		op_fill(script);
 		return true;
@@ -423,7 +412,7 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 		*outcome = op_control_register(script, op == OP_CR4);
 		return true;
 	case OP_APIC_USED:
-		op_apic_used();
+		l1_use_apic();
 		return true;
 	case OP_APIC_WRITE:
 		op_apic_write(script);
@@ -480,47 +469,6 @@ static void run_operations(struct reader *script)
 	}
 }
 
-/* Out of VMX operation; the VMCS is flushed to memory first, as SDM Vol. 3C, 25.11.1 asks. */
-static void leave_vmx_operation(void)
-{
-	if (!run.in_vmx_operation)
-		return;
-	if (run.current_vmcs != NO_VMCS)
-		vmx_vmclear(&run.current_vmcs);
-	if (vmx_vmxoff() != VMX_SUCCEED)
-		report_outcome("vmxoff", VMX_FAIL_INVALID);
-	run.in_vmx_operation = false;
-}
-
-/* The same, where an INIT may wait for the end of VMX operation: it resets the processor, and here it goes on. */
-static void leave_vmx_operation_by_init(void)
-{
-	struct recovery recovery;
-	if (recovery_set(&recovery) == 0) {
-		warm_start_arm(&recovery);
-		leave_vmx_operation();
-	} else {
-		run.in_vmx_operation = false;
-		gdt_reload();
-		traps_reload();
-	}
-	warm_start_disarm();
-}
-
-/*
- * No event of this case may reach the next. Nobody sends any more; then what was sent is taken: an INIT with the
- * end of VMX operation, interrupts and NMIs behind it.
- */
-static void leave_with_events(void)
-{
-	if (run.second_processor_used)
-		second_processor_park();
-	leave_vmx_operation_by_init();
-	vmx_restore_control_registers();
-	apic_restore();
-	trap_events_wanted = false;
-}
-
 static void report_end(void)
 {
 	record_begin("end");
@@ -530,31 +478,41 @@ static void report_end(void)
 	record_end();
 }
 
-void script_run(const struct script *script)
+/* A live command goes on with what the one before left, and leaves everything in its turn. */
+static bool is_live(const struct script *script)
+{
+	return script->length && script->bytes[0] == OP_LIVE;
+}
+
+/* A fault that no instruction was expected to raise ends the script. */
+static void run_guarded(const struct script *script)
 {
 	struct reader reader = {script->bytes, script->bytes + script->length, false};
 	struct recovery recovery, *outer = trap_recovery;
-	nmi_unblock();
-	exits_reset(&run.policy);
-	sweep_reset();
-	run.in_vmx_operation = false;
-	run.current_vmcs = NO_VMCS;
-	run.apic_used = run.second_processor_used = false;
-	run.id = 0;
 	if (recovery_set(&recovery) == 0) {
 		trap_recovery = &recovery;
 		run_operations(&reader);
 	} else {
 		run.why = "fault";
 	}
-	trap_events_wanted = run.apic_used;
 	trap_recovery = outer;
-	vmx_restore_monitor();
-	if (run.apic_used) {
-		leave_with_events();
-	} else {
-		leave_vmx_operation();
-		vmx_restore_control_registers();
+}
+
+void script_run(const struct script *script)
+{
+	bool live = is_live(script);
+	if (!live) {
+		l1_undo(); /* what the prompt or a live session has set up */
+		memset(l2_registers, 0, sizeof(l2_registers));
 	}
+	nmi_unblock();
+	exits_reset(&run.policy);
+	sweep_reset();
+	run.id = 0;
+	trap_events_wanted = false;
+	run_guarded(script);
+	l1_settle();
+	if (!live)
+		l1_undo();
 	report_end();
 }

@@ -8,8 +8,8 @@
 #include "monitor/payload.h"
 
 /*
- * Runs a script to its end and reports. Whatever happens in it, VMX operation has been left and the
- * processor's state is the monitor's own when this returns.
+ * Runs a script to its end and reports. Whatever happens in it, the processor's state is the monitor's own when
+ * this returns, and VMX operation has been left; but not by a live one (OP_LIVE), behind which it stays.
  */
 void script_run(const struct script *script);
 

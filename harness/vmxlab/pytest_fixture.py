@@ -32,12 +32,18 @@ class TestAtHand:
     """What it needs of the processor besides what its cases ask for."""
     lacking: MissingCapability | None = None
     """Why it was skipped."""
+    refused: Run | None = None
+    """The last case that could not be run at all, with the error that the test got of it."""
+    differing: list[Run] = field(default_factory=list)
+    """The runs that are not as the oracle says, where it was asked (--vmx-oracle)."""
 
     def forget(self) -> None:
         """Start with the next test."""
         self.runs.clear()
         self.needs.clear()
         self.lacking = None
+        self.refused = None
+        self.differing.clear()
 
 
 class VmxlabFixture:
@@ -85,7 +91,8 @@ class VmxlabFixture:
 
         Raises CaseError for a case that can't be, MachineError if the machine died or hung.
         """
-        from vmxlab.errors import MachineError
+        from vmxlab.console.unfinished import failed_run
+        from vmxlab.errors import MachineError, VmxlabError
 
         try:
             with self._skipping():
@@ -93,6 +100,9 @@ class VmxlabFixture:
         except MachineError as error:
             if error.run is not None:
                 self._test.runs.append(error.run)
+            raise
+        except VmxlabError as error:
+            self._test.refused = failed_run(case, len(self._test.runs), error)
             raise
         self._test.runs.append(run)
         return run

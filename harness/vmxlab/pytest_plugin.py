@@ -16,8 +16,9 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,22 @@ import pytest
 
 from vmxlab.pytest_coverage import Recorder, coverage_line, without_engine
 from vmxlab.pytest_fixture import TestAtHand, VmxlabFixture
+from vmxlab.pytest_github import Annotations, in_github_actions
 from vmxlab.pytest_oracle import OracleCheck
+from vmxlab.pytest_reports import (
+    by_need_section,
+    exits_differ,
+    failure_lines,
+    failure_sections,
+    run_properties,
+)
+from vmxlab.pytest_reproducer import REPRODUCER_PROPERTY, FailedTest
 from vmxlab.pytest_results import Facts, ResultsRecorder
 from vmxlab.reports.coverage_file import processor_line
 
 if TYPE_CHECKING:
-    from vmxlab.console.run import Exit, Run
+    from vmxlab.console.run import Run
+    from vmxlab.engines.base import EngineInfo
 
 _FIXTURE = "vmxlab"
 _TEST = pytest.StashKey[TestAtHand]()
@@ -46,8 +57,6 @@ _KNOWN = pytest.StashKey[str]()
 """The key of the known difference for which a test is expected to fail."""
 _WORKER_ENTRIES = "vmx_entries"
 _WORKER_PROCESSORS = "vmx_processors"
-_MAX_LOG_LINES = 200
-_MAX_SECTIONS = 10
 _OPTION = "--vmx-engine"
 
 
@@ -113,6 +122,8 @@ def pytest_configure(config: pytest.Config) -> None:
     else:  # where it is now: a test may go elsewhere
         config.option.vmx_log_dir = str(Path(config.option.vmx_log_dir).absolute())
     config.pluginmanager.register(_Summary(config, temporary), "vmxlab-summary")
+    if in_github_actions():
+        config.pluginmanager.register(Annotations(config), "vmxlab-annotations")
     if config.option.vmx_coverage is not None:
         recorder = Recorder(Path(config.option.vmx_coverage), processors)
         config.pluginmanager.register(recorder, "vmxlab-coverage")
@@ -129,7 +140,7 @@ def _oracle_check(config: pytest.Config) -> OracleCheck:
         name = _engine_of(item)
         return None if name is None else (name, _about(config, name).version)
 
-    return OracleCheck(lambda: config.stash[_TEST].runs, about)
+    return OracleCheck(lambda: config.stash[_TEST], about)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -353,41 +364,48 @@ def pytest_runtest_makereport(
     if call.when == "call" and uses_it:
         _add_properties(item)
     report = yield
+    if call.when == "teardown":
+        return report
+    if call.when == "setup" and uses_it and not report.passed:
+        _add_properties(item)
     runs = item.config.stash[_TEST].runs
-    if call.when != "teardown" and uses_it:
-        report.vmxlab = _facts(item, call, report)  # type: ignore[attr-defined]
-        report.sections += _by_need_section(runs)
-    if call.when != "teardown" and report.failed:
-        report.sections += [_log_section(run) for run in _worth_showing(runs)]
-        if len(runs) > _MAX_SECTIONS:
-            more = f"{len(runs) - _MAX_SECTIONS} more cases of this test in {runs[-1].log_path}"
-            report.sections.append(("vmxlab", more))
+    facts = _facts(item, call, report) if uses_it else {}
+    report.sections += by_need_section(runs)
+    if report.failed:
+        report.sections += failure_sections(runs)
+        facts["failed"] = failure_lines(runs) + _keep_reproducers(item, call, report)
+    report.vmxlab = facts  # type: ignore[attr-defined]
     return report
 
 
-def _worth_showing(runs: Sequence[Run]) -> Sequence[Run]:
-    """All, or where there are many those without PASS and the last ones; in their order."""
-    from vmxlab.console.run import Verdict
+def _keep_reproducers(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> list[str]:
+    """Keep what it takes to ask the failed cases again; where that is, in a line."""
+    test = item.config.stash[_TEST]
+    failed = FailedTest(item.nodeid, report.longreprtext, test, call.excinfo, partial(_info_of, item))
+    sections, folder = failed.keep(Path(item.config.option.vmx_log_dir))
+    report.sections += sections
+    if folder is None:
+        return []
+    item.user_properties.append((REPRODUCER_PROPERTY, str(folder)))
+    return [f"reproducer: {folder}"]
 
-    # Sorting keeps the order of equals: what is not PASS comes first, then the latest.
-    latest_first = list(runs)[::-1]
-    ranked = sorted(latest_first, key=lambda run: run.verdict is Verdict.PASS)[:_MAX_SECTIONS]
-    return [run for run in runs if any(run is kept for kept in ranked)]
+
+def _info_of(item: pytest.Item, run: Run) -> EngineInfo | None:
+    """What a run ran on. No machine is booted to know it."""
+    fixture: VmxlabFixture | None = getattr(item, "funcargs", {}).get(_FIXTURE)
+    return None if fixture is None else fixture.lab.known_info_of(run)
 
 
 def _add_properties(item: pytest.Item) -> None:
-    runs = item.config.stash[_TEST].runs
-    fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
-    if fixture is None or not runs:
-        return
-    infos = [fixture.lab.info_of(run) for run in runs]
-    item.user_properties += [
-        ("vmx_engine", f"{infos[0].name} {infos[0].version}"),
-        ("vmx_model", ",".join(dict.fromkeys(info.model for info in infos))),
-        ("vmx_cases", len(runs)),
-        ("vmx_exits", sum(len(run.exits) for run in runs)),
-        ("vmx_log", str(runs[-1].log_path)),
-    ]
+    engine = _engine_of(item)
+    assert engine is not None
+    about, runs = _about(item.config, engine), item.config.stash[_TEST].runs
+    infos = [info for run in runs if (info := _info_of(item, run)) is not None]
+    if not infos:
+        from vmxlab.engines.base import EngineInfo
+
+        infos = [EngineInfo(about.name, about.version, about.model, about.why)]
+    item.user_properties += run_properties(runs, infos)
 
 
 def _tells_coverage(config: pytest.Config) -> bool:
@@ -399,7 +417,8 @@ def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestRep
     """What the process that was started needs to know of a test, in words that JSON knows.
 
     `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file. `results`:
-    what stands of it in the file of results.
+    what stands of it in the file of results. `failed`: of a test that failed, what is to be said of it in few
+    lines.
     """
     facts: dict[str, object] = {}
     test = item.config.stash[_TEST]
@@ -424,29 +443,6 @@ def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestRep
     return facts
 
 
-def _by_need_section(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Which cases ran on another processor model than the id says."""
-    lines = [f"case {run.number} ran on {run.engine}: {run.by_need}" for run in runs if run.by_need]
-    return [("vmxlab: processor model by need", "\n".join(lines))] if lines else []
-
-
-def _log_section(run: Run) -> tuple[str, str]:
-    """The decoded serial log of one case."""
-    lines = [str(outcome) for outcome in run.outcomes]
-    lines += [str(exit_) for exit_ in run.exits]
-    lines += [str(fault) for fault in run.faults]
-    lines.append(f"end: {run.end.value if run.end else 'none'}; verdict {run.verdict.value}")
-    if run.error is not None:
-        lines.append(str(run.error))
-    lines += [f"broken rule {broken}" for broken in run.broken_rules()]
-    lines += ["", "records:", *(record.line for record in run.records)]
-    if len(lines) > _MAX_LOG_LINES:
-        lines[_MAX_LOG_LINES:] = [f"... {len(lines) - _MAX_LOG_LINES} more lines in the log"]
-    lines.append(f"log: {run.log_path}")
-    title = f"vmxlab case {run.number}{f' ({run.name})' if run.name else ''} on {run.engine}"
-    return title, "\n".join(lines)
-
-
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
@@ -455,30 +451,12 @@ def pytest_assertrepr_compare(
 
     lines = None
     if op == "==" and isinstance(left, Exit) and isinstance(right, Exit):
-        lines = _exits_differ(left, right)
+        lines = exits_differ(left, right)
     runs = config.stash[_TEST].runs
     broken = [f"broken rule {rule}" for rule in runs[-1].broken_rules()] if runs else []
     if not broken:
         return lines
     return [*(lines or [f"{left!r} {op} {right!r}"]), "the VM entry failed:", *broken]
-
-
-def _exits_differ(left: Exit, right: Exit) -> list[str]:
-    lines = ["two exits differ"]
-    for name in left.__dataclass_fields__:
-        a, b = getattr(left, name), getattr(right, name)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-            lines += [f"  {name}[{key}]: {_number(a.get(key))} != {_number(b.get(key))}" for key in keys]
-        else:
-            lines.append(f"  {name}: {_number(a)} != {_number(b)}")
-    return lines
-
-
-def _number(value: object) -> str:
-    return f"{value:#x}" if isinstance(value, int) else repr(value)
 
 
 class _Summary:

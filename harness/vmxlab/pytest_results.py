@@ -17,6 +17,7 @@ import pytest
 
 from vmxlab import __version__
 from vmxlab.errors import CoverageError, MachineError, VmxlabError
+from vmxlab.pytest_reproducer import REPRODUCER_SECTION
 
 if TYPE_CHECKING:
     from vmxlab.pytest_fixture import TestAtHand
@@ -142,8 +143,7 @@ class ResultsRecorder:
             test.verdict, test.why = verdict, why
         if report.failed:
             test.texts.append(_limited(report.longreprtext))
-            # What the plugin adds is told better by the cases.
-            test.sections = [(t, _limited(text)) for t, text in report.sections if not t.startswith("vmxlab")]
+            test.sections = [(title, _limited(text)) for title, text in report.sections if _is_kept(title)]
         if report.when not in ("setup", "call"):  # or "???": of a worker that died
             self._finish(report.nodeid)
 
@@ -177,6 +177,14 @@ class ResultsRecorder:
                 test.verdict, test.why = TestVerdict.ERROR, _CUT_SHORT
             self._finish(test_id)
         self._file.close(self._processors, int(exitstatus))
+
+
+def _is_kept(title: str) -> bool:
+    """Whether a section of a report is: of what the plugin adds only where the reproducers are.
+
+    What it says of cases the cases themselves say better.
+    """
+    return not title.startswith("vmxlab") or title == REPRODUCER_SECTION
 
 
 def _limited(text: str) -> str:

@@ -27,6 +27,7 @@ from vmxlab.errors import (
     ProtocolError,
 )
 from vmxlab.image.frames import FRAME_HEADER, PAYLOAD_HEADER, decode_frame
+from vmxlab.image.protocol import PROTOCOL_VERSION
 
 HLT = b"\xf4"
 
@@ -148,11 +149,11 @@ class PaperEngine:
 def boot(record, processors: Mapping[str, Capabilities]) -> dict[str, bytes]:
     """What a monitor says first, by kind of machine."""
     msrs = {f"m{msr:03x}": value for msr, value in processors["skylake"].raw.items()}
-    good = record("boot", protocol=1, maxphyaddr=40, vmx=1) + record("caps", **msrs)
+    good = record("boot", protocol=PROTOCOL_VERSION, maxphyaddr=40, vmx=1) + record("caps", **msrs)
     return {
         "good": good,
-        "no vmx": record("boot", protocol=1, maxphyaddr=40, vmx=0),
-        "old": record("boot", protocol=0, maxphyaddr=40, vmx=1),
+        "no vmx": record("boot", protocol=PROTOCOL_VERSION, maxphyaddr=40, vmx=0),
+        "old": record("boot", protocol=PROTOCOL_VERSION - 1, maxphyaddr=40, vmx=1),
         "damaged": good.replace(b"protocol", b"pr0tocol"),
     }
 

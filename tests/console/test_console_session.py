@@ -18,6 +18,7 @@ from vmxlab.errors import (
     ProtocolError,
     VmxlabError,
 )
+from vmxlab.image.protocol import PROTOCOL_VERSION
 
 SOON_S = 10.0
 """A deadline that is not meant to be reached."""
@@ -72,7 +73,7 @@ def test_the_prompt_is_found_in_pieces_of_any_size(session, peer, boot_text, siz
 def test_an_image_of_another_protocol_is_refused_with_both_versions(session, peer, boot_text):
     peer.send(boot_text(protocol=0x77))
     error = error_of(ProtocolError, session.boot, SOON_S)
-    assert "protocol 0x77" in error.message and "this harness 0x1" in error.message
+    assert "protocol 0x77" in error.message and f"this harness {PROTOCOL_VERSION:#x}" in error.message
     assert "make the image again" in error.advice
 
 
@@ -176,8 +177,9 @@ def test_cases_whose_end_was_damaged_come_with_the_next(session, peer, boot_text
 
 
 def test_an_image_of_another_protocol_is_refused_before_its_first_case(session, peer, boot_text, case_text):
-    peer.send(boot_text(protocol=2, prompt=b"") + case_text(0))
-    assert "protocol 0x2" in error_of(ProtocolError, session.read_cases, SOON_S).message
+    peer.send(boot_text(protocol=PROTOCOL_VERSION + 1, prompt=b"") + case_text(0))
+    message = error_of(ProtocolError, session.read_cases, SOON_S).message
+    assert f"protocol {PROTOCOL_VERSION + 1:#x}" in message
 
 
 def test_an_image_that_the_monitor_refuses_is_a_protocol_error(session, peer, boot_text, record):

@@ -14,6 +14,7 @@ from vmxlab.errors import ImageError
 from vmxlab.image import layout
 from vmxlab.image.compiler import compile_cases
 from vmxlab.image.frames import Frame, decode_frame, encode_frame, pack_payload
+from vmxlab.image.protocol import PROTOCOL_VERSION
 
 # Units with much in common, as the operations of scripts have, and some longer than a chunk.
 unit = st.one_of(
@@ -94,7 +95,7 @@ def read_payload(payload):
     """An independent reader of the payload's header, with the frames decoded."""
     magic, version, count, size, crc = struct.unpack_from("<IIIII", payload)
     body = payload[20:]
-    assert (magic, version, size, crc) == (0x50584D56, 1, len(body), zlib.crc32(body))
+    assert (magic, version, size, crc) == (0x50584D56, PROTOCOL_VERSION, len(body), zlib.crc32(body))
     found, previous = [], b""
     while body:
         (operations,) = struct.unpack_from("<I", body)

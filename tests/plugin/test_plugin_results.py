@@ -107,6 +107,8 @@ def check(suite, results, tests):
     assert (tests["fails"].why, tests["setup"].why) == ("because", "a fixture")
     assert 'assert False, "because"' in tests["fails"].text
     assert ("Captured stdout call", "it said this\n") in tests["fails"].sections
+    ((_, reproducer),) = (section for section in tests["fails"].sections if "reproducer" in section[0])
+    assert "/logs/failed/" in reproducer
     assert tests["passes[0]"].text == "" and "KeyError" in tests["without_an_engine_fails"].text
     assert re.fullmatch(r"test_it\.py::test_fails\[bochs-[\w.]+-corei7_skylake_x\]", tests["fails"].id)
     assert (tests["fails"].engine, tests["without_an_engine"].engine) == ("bochs", "")

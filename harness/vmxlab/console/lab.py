@@ -108,6 +108,11 @@ class Lab:
         return self._info
 
     @property
+    def known_info(self) -> EngineInfo | None:
+        """As `info`; None where no machine has been up yet."""
+        return self._info
+
+    @property
     def capabilities(self) -> Capabilities:
         """The capability MSRs of the processor. Raises MissingCapability where it has no VMX."""
         if self._has_vmx is None:
@@ -171,7 +176,7 @@ class Lab:
             frame = encode_frame(compiled.units, self._frame)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
-            error.run = crashed_run(error, case, number, session)
+            error.run = replace(crashed_run(error, case, number, session), compiled=compiled)
             self._down()
             raise
         except BaseException as error:

@@ -71,7 +71,7 @@ def runs_from_records(records: Iterable[Record]) -> list[Run]:
     for record in records:
         if record.kind not in _CASE_KINDS or (record.kind == "fault" and not is_open):
             continue  # a fault at the prompt is of no case
-        if record.kind == "case" or not is_open:
+        if record.starts_case or not is_open:
             groups.append([])
         groups[-1].append(record)
         is_open = record.kind != "end"
@@ -80,13 +80,13 @@ def runs_from_records(records: Iterable[Record]) -> list[Run]:
 
 def _run_or_error(records: Sequence[Record]) -> Run:
     try:
-        if records[0].kind != "case":
+        if not records[0].starts_case:
             raise ProtocolError(f"the start of this case is missing; its first record is {records[0]}")
         return run_from_records(records)
     except ProtocolError as error:
         builder = _Builder()
         for record in records:
-            if record.kind == "case":
+            if record.starts_case:
                 with contextlib.suppress(KeyError, ValueError):
                     builder.take(record)
         return Run(
@@ -99,7 +99,7 @@ def _run_or_error(records: Sequence[Record]) -> Run:
         )
 
 
-_CASE_KINDS = ("case", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
+_CASE_KINDS = ("case", "live", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
 
 
 class _Builder:
@@ -125,6 +125,8 @@ class _Builder:
     def _take_case(self, record: Record) -> None:
         self.number = record.number("id")
         self.name = record.values.get("name", "")
+
+    _take_live = _take_case
 
     def _take_vmcs(self, record: Record) -> None:
         if self._vmcs_of != (len(self.outcomes), len(self.exits)):  # another VM entry has failed since

@@ -37,6 +37,11 @@ class Record(NamedTuple):
             return default
         return int(text, 16)
 
+    @property
+    def starts_case(self) -> bool:
+        """Whether a case, or a command of a live session, begins here; the record "end" ends both."""
+        return self.kind in ("case", "live")
+
     def __str__(self) -> str:
         return self.line
 

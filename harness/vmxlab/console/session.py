@@ -201,7 +201,7 @@ class Session:
 
     def _take_cases(self) -> list[list[Record]]:
         records, self.records = self.records, []
-        starts = [i for i, record in enumerate(records) if record.kind == "case"]
+        starts = [i for i, record in enumerate(records) if record.starts_case]
         return [records[i:j] for i, j in pairwise([*starts, len(records)])]
 
     def _refuse_errors(self) -> None:

@@ -19,7 +19,7 @@ def crashed_run(error: MachineError, case: Case, number: int, session: Session) 
     """What had arrived of a case when its machine went away; of damaged records, those before the damage."""
     error.locate(case=case.name or f"case {number}")
     records = session.records
-    starts = [i for i, record in enumerate(records) if record.kind == "case"]
+    starts = [i for i, record in enumerate(records) if record.starts_case]
     records = records[starts[-1] :] if starts else []
 
     def partial(count: int) -> Run | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmxlab.image import layout
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 PAYLOAD_MAGIC = int.from_bytes(b"VMXP", "little")
 CONSOLE_PROMPT = "vmx> "
 CONSOLE_FRAME = 0x01
@@ -38,6 +38,9 @@ class Op(IntEnum):
     """address u64, count u32, first u64, stride u64: 64-bit values in arithmetic progression."""
     REVISION = 5
     """address u64, flags u32: the processor's VMCS revision identifier, ORed with flags."""
+    LIVE = 6
+    """id u32, as the first operation: a live command. It goes on with what was left by the one before, or the
+    prompt (VMX operation, the current VMCS, L2's registers), and nothing is undone at its end."""
     VMXON = 16
     """region u64."""
     VMXOFF = 17

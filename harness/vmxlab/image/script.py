@@ -33,6 +33,11 @@ def case(number: int, name: str) -> bytes:
     return op(Op.CASE) + struct.pack("<IB", number, len(text)) + text
 
 
+def live(number: int) -> bytes:
+    """Start of a live command."""
+    return op(Op.LIVE) + struct.pack("<I", number)
+
+
 def fill(address: int, length: int, value: int = 0) -> bytes:
     """`length` bytes of `value`."""
     return op(Op.FILL) + struct.pack("<QIB", address, length, value)

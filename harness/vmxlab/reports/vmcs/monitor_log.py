@@ -68,6 +68,8 @@ class _Log:
                 self.capabilities = capabilities_from_record(record)
             case "case":
                 self.case = f"case {record.number('id', 0)} {record.values.get('name', '')}".strip()
+            case "live":
+                self.case = f"live command {record.number('id', 0)}"
             case "vmx":
                 self.failure = f"{record.values.get('op', '').upper()} failed"
                 if "error" in record.values:
