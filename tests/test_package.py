@@ -28,6 +28,7 @@ TOP = (
     "pytest_fixture",
     "pytest_coverage",
     "pytest_oracle",
+    "pytest_results",
     "pytest_assertion",
     "pytest_github",
     "pytest_reproducer",

@@ -36,6 +36,7 @@ from vmxlab.pytest_reports import (
     run_properties,
 )
 from vmxlab.pytest_reproducer import REPRODUCER_PROPERTY, FailedTest
+from vmxlab.pytest_results import Facts, ResultsRecorder
 from vmxlab.reports.coverage_file import processor_line
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ _ENTRIES = pytest.StashKey["Counter[str]"]()
 """The VM entries that an engine counted, by its title."""
 _PROCESSORS = pytest.StashKey[list[Mapping[str, object]]]()
 """What the processors can do that tests ran on, as lines of the coverage file."""
+_RESULTS = pytest.StashKey[Facts]()
+"""What makes the facts of each test for --vmx-results."""
 _KNOWN = pytest.StashKey[str]()
 """The key of the known difference for which a test is expected to fail."""
 _WORKER_ENTRIES = "vmx_entries"
@@ -80,6 +83,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write which exit reasons the tests have seen, for `vmxlab coverage FILE`",
     )
     group.addoption(
+        "--vmx-results",
+        default=None,
+        metavar="FILE",
+        help="write what every test did, case by case, for `vmxlab report FILE`",
+    )
+    group.addoption(
         "--vmx-oracle", action="store_true", help="check every run by the oracle as well (Run.check())"
     )
 
@@ -93,6 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", marker)
     config.stash[_TEST] = TestAtHand()
+    config.stash[_RESULTS] = Facts()
     processors: list[Mapping[str, object]] = []
     config.stash[_PROCESSORS] = processors
     counted: Counter[str] = Counter()
@@ -117,6 +127,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.vmx_coverage is not None:
         recorder = Recorder(Path(config.option.vmx_coverage), processors)
         config.pluginmanager.register(recorder, "vmxlab-coverage")
+    if config.option.vmx_results is not None:
+        arguments = [str(argument) for argument in config.invocation_params.args]
+        results = ResultsRecorder(Path(config.option.vmx_results), processors, arguments)
+        config.pluginmanager.register(results, "vmxlab-results")
 
 
 def _oracle_check(config: pytest.Config) -> OracleCheck:
@@ -281,7 +295,7 @@ def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
         entries = lab.nested_entries()
         if entries:
             config.stash[_ENTRIES][lab.info.title()] += entries
-        if config.option.vmx_coverage is not None:
+        if _tells_coverage(config):
             config.stash[_PROCESSORS] += [
                 processor_line(info, capabilities, is_default=info.model == about.model)
                 for info, capabilities in lab.processors()
@@ -355,7 +369,7 @@ def pytest_runtest_makereport(
     if call.when == "setup" and uses_it and not report.passed:
         _add_properties(item)
     runs = item.config.stash[_TEST].runs
-    facts = _facts(item, report) if uses_it else {}
+    facts = _facts(item, call, report) if uses_it else {}
     report.sections += by_need_section(runs)
     if report.failed:
         report.sections += failure_sections(runs)
@@ -394,11 +408,17 @@ def _add_properties(item: pytest.Item) -> None:
     item.user_properties += run_properties(runs, infos)
 
 
-def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
+def _tells_coverage(config: pytest.Config) -> bool:
+    """Whether a file is written that says what the tests have seen."""
+    return config.option.vmx_coverage is not None or config.option.vmx_results is not None
+
+
+def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> dict[str, object]:
     """What the process that was started needs to know of a test, in words that JSON knows.
 
-    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file. `failed`:
-    of a test that failed, what is to be said of it in few lines.
+    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file. `results`:
+    what stands of it in the file of results. `failed`: of a test that failed, what is to be said of it in few
+    lines.
     """
     facts: dict[str, object] = {}
     test = item.config.stash[_TEST]
@@ -410,13 +430,16 @@ def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
             counts[0] += 1
             counts[1] += len(run.exits)
         facts["ran"] = ran
-    if item.config.option.vmx_coverage is not None:
+    if _tells_coverage(item.config):
         engine = _engine_of(item)
         assert engine is not None
         about, key = _about(item.config, engine), item.stash.get(_KNOWN, None)
         where = {"engine": engine, "version": about.version}
-        name = without_engine(item.nodeid, about.test_id)
-        facts["coverage"] = coverage_line(report, test, key, {"test": name, **where})
+        where["test"] = without_engine(item.nodeid, about.test_id)
+        facts["coverage"] = coverage_line(report, test, key, where)
+        if item.config.option.vmx_results is not None:
+            error = None if call.excinfo is None else call.excinfo.value
+            facts["results"] = item.config.stash[_RESULTS].of(report, error, test, key, where)
     return facts
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmxlab.reports.reproducer import Reproducer
 
 REPRODUCER_PROPERTY = "vmx_reproducer"
-_SECTION = "vmxlab: reproducer"
+REPRODUCER_SECTION = "vmxlab: reproducer"
 _MAX_FAILED = 10
 """So many failed cases of a test are kept, its first ones."""
 _MAX_OTHERS = 3
@@ -55,8 +55,8 @@ class FailedTest:
             parent = new_folder(log_dir / FOLDER, _safe(self.nodeid))
             lines = [*self._written(runs, parent), *left_out]
         except Exception as error:  # whatever it is, the test's own failure is what must be reported
-            return [(_SECTION, f"none could be written: {type(error).__name__}: {error}")], None
-        return [(_SECTION, "\n".join(lines))], parent
+            return [(REPRODUCER_SECTION, f"none could be written: {type(error).__name__}: {error}")], None
+        return [(REPRODUCER_SECTION, "\n".join(lines))], parent
 
     def _failed_runs(self) -> tuple[list[Run], list[str]]:
         """Those to keep, and what is to be said of the others."""

@@ -37,7 +37,12 @@ class Code:
         data = {address: bytes(content) for address, content in case.data.items()}
         # 64-bit mode takes the base of CS for 0 (SDM Vol. 1, 3.4.2.1).
         base = 0 if case.mode is Mode.LONG else case.fields.get(Field.GUEST_CS_BASE, 0)
-        return cls(case.mode, {PROGRAM: program, **data}, base)
+        return cls.of_bytes(case.mode, program, data, base)
+
+    @classmethod
+    def of_bytes(cls, mode: Mode, program: bytes, data: Mapping[int, bytes], cs_base: int = 0) -> Code:
+        """A program in machine code where programs lie, and further bytes by L2's addresses."""
+        return cls(mode, {PROGRAM: program, **data}, cs_base)
 
     @classmethod
     def from_records(cls, records: Iterable[Record]) -> Code | None:

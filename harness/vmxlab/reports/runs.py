@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
 
 from vmxlab.cases.case import Case
@@ -99,6 +100,11 @@ def _operands(exit: Exit) -> Iterator[str]:
             yield f"leaf {rax:#x}, subleaf {rcx:#x}"
 
 
+def reason_name(number: int) -> str:
+    """A basic exit reason by name: "IO_INSTRUCTION", or "reason 0xc8"."""
+    return Exit(number=0, full_reason=number).reason_name
+
+
 def msr_name(number: int) -> str:
     """An MSR by name and number: "IA32_EFER (0xc0000080)", or the number alone."""
     try:
@@ -129,23 +135,25 @@ def exit_json(exit: Exit) -> dict[str, Value]:
 
 def qualification_json(exit: Exit) -> dict[str, Value]:
     """The decoded qualification by the SDM's names."""
-    from dataclasses import asdict
-
     decoded: dict[str, Value] = {"type": type(exit.qualification).__name__}
-    for name, value in asdict(exit.qualification).items():
+    for field in fields(exit.qualification):  # not asdict(): it copies, and there may be 100,000 exits
+        value = getattr(exit.qualification, field.name)
         if isinstance(value, Enum):
-            decoded[name] = value.name
+            decoded[field.name] = value.name
         else:
-            decoded[name] = value if isinstance(value, bool) else f"{value:#x}"
+            decoded[field.name] = value if isinstance(value, bool) else f"{value:#x}"
     return decoded
 
 
 # --- all exits ---------------------------------------------------------------------------------------------
 
 
-def exit_table(run: Run, code: Code | None = None) -> Table:
-    """The exits of a run, a row each. `code` shows the instructions; without it they are left out."""
-    before = state_at_entry(run.case)
+def exit_table(run: Run, code: Code | None = None, at_entry: Mapping[str, int] | None = None) -> Table:
+    """The exits of a run, a row each. `code` shows the instructions; without it they are left out.
+
+    `at_entry`: L2's registers and RFLAGS before the first exit, where the run's case is not there to tell.
+    """
+    before: Mapping[str, int] = state_at_entry(run.case) if at_entry is None else at_entry
     rows = []
     for exit in run.exits:
         rows.append(exit_row(exit, before, code))
