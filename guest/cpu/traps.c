@@ -42,6 +42,7 @@ extern const struct fixup fixups_start[], fixups_end[];
 /* Not static: the harness takes this address for the host-state area. */
 struct gate monitor_idt[VECTORS] __attribute__((aligned(16)));
 struct recovery *trap_recovery;
+struct trap_seen trap_last;
 bool trap_events_wanted;
 
 void traps_init(void)
@@ -112,6 +113,7 @@ void trap_handle(struct trap_frame *frame)
 		for (;;)
 			asm volatile("cli; hlt");
 	}
+	trap_last = (struct trap_seen){*frame, read_cr0(), read_cr2(), read_cr3(), read_cr4()};
 	report("fault", frame);
 	recovery_go(trap_recovery);
 }

@@ -16,6 +16,15 @@ struct trap_frame {
 	uint64_t rip, cs, rflags, rsp, ss;
 };
 
+/* A fault, and the control registers as it found them. */
+struct trap_seen {
+	struct trap_frame frame;
+	uint64_t cr0, cr2, cr3, cr4;
+};
+
+/* The last fault that went on at trap_recovery. */
+extern struct trap_seen trap_last;
+
 /* Makes the IDT and loads it. */
 void traps_init(void);
 

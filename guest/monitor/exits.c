@@ -3,6 +3,7 @@
 #include "cpu/apic.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
+#include "monitor/l1_state.h"
 #include "monitor/reader.h"
 #include "monitor/records.h"
 #include "monitor/vmcs_report.h"
@@ -106,7 +107,7 @@ static void set_field(uint32_t field, uint64_t value)
  * As if the instruction had been executed: RIP past it, in the width of the code segment, and the blocking
  * by STI and MOV SS gone (SDM Vol. 3A, 6.8.3: it lasts for one instruction).
  */
-static void skip_instruction(void)
+void exits_skip_instruction(void)
 {
 	uint64_t rip = read_field(VMCS_GUEST_RIP) + read_field(VMCS_EXIT_INSTRUCTION_LENGTH);
 	uint64_t interruptibility = read_field(VMCS_GUEST_INTERRUPTIBILITY_STATE);
@@ -150,7 +151,7 @@ static bool act(enum action action, struct reader *operands, const char **why)
 	case ACTION_RESUME:
 		return true;
 	case ACTION_SKIP:
-		skip_instruction();
+		exits_skip_instruction();
 		return true;
 	case ACTION_SET_REGISTER:
 		number = take8(operands);
@@ -256,8 +257,10 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 		if (policy->reports_vmcs && reason & EXIT_REASON_ENTRY_FAILURE_BIT)
 			report_vmcs();
 		/* An entry that failed late leaves the launch state "clear": the next try is a VMLAUNCH again. */
-		if (!(reason & EXIT_REASON_ENTRY_FAILURE_BIT))
+		if (!(reason & EXIT_REASON_ENTRY_FAILURE_BIT)) {
+			l1_entered();
 			resume = true;
+		}
 		if (!answer(policy, reason, &why))
 			return why;
 	}

@@ -11,7 +11,7 @@
 enum { NO_VMCS = 1 /* no VMCS lies at an odd address */ };
 
 static bool in_vmx_operation;
-static uint64_t current_vmcs = NO_VMCS;
+static uint64_t current_vmcs = NO_VMCS, launched_vmcs = NO_VMCS;
 static bool apic_used, second_processor_used;
 
 vmx_outcome l1_vmxon(uint64_t region)
@@ -35,6 +35,8 @@ vmx_outcome l1_vmclear(uint64_t region)
 	vmx_outcome outcome = vmx_vmclear(&region);
 	if (outcome == VMX_SUCCEED && region == current_vmcs)
 		current_vmcs = NO_VMCS;
+	if (outcome == VMX_SUCCEED && region == launched_vmcs)
+		launched_vmcs = NO_VMCS;
 	return outcome;
 }
 
@@ -49,6 +51,16 @@ vmx_outcome l1_vmptrld(uint64_t region)
 bool l1_in_vmx_operation(void)
 {
 	return in_vmx_operation;
+}
+
+void l1_entered(void)
+{
+	launched_vmcs = current_vmcs;
+}
+
+bool l1_launched(void)
+{
+	return current_vmcs != NO_VMCS && launched_vmcs == current_vmcs;
 }
 
 void l1_use_apic(void)
@@ -124,6 +136,6 @@ void l1_undo(void)
 		leave_vmx_operation();
 		vmx_restore_control_registers();
 	}
-	current_vmcs = NO_VMCS;
+	current_vmcs = launched_vmcs = NO_VMCS;
 	apic_used = second_processor_used = false;
 }

@@ -19,6 +19,12 @@ vmx_outcome l1_vmptrld(uint64_t region);
 
 bool l1_in_vmx_operation(void);
 
+/* An entry with the current VMCS has succeeded: its launch state is "launched" until a VMCLEAR. */
+void l1_entered(void);
+
+/* Whether the current VMCS is the one of which that is known. */
+bool l1_launched(void);
+
 /* Keeps the local APIC's setup, to put it back at the end. */
 void l1_use_apic(void);
 

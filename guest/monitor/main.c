@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "boot/boot.h"
+#include "console/console.h"
 #include "cpu/gdt.h"
 #include "cpu/heartbeat.h"
 #include "cpu/pic.h"
@@ -13,9 +14,9 @@
 #include "lib/crc.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
+#include "monitor/capability_report.h"
 #include "monitor/cases.h"
-#include "monitor/commands.h"
-#include "monitor/console.h"
+#include "monitor/payload.h"
 #include "monitor/records.h"
 #include "protocol.h"
 #include "vmx/operation.h"
@@ -79,7 +80,7 @@ void monitor_main(uint32_t magic)
 	if (vmx_present())
 		report_capabilities();
 	cases = cases_available();
-	if (cases)
+	if (cases && !payload_waits())
 		cases_run(0, cases);
 	console_run();
 }

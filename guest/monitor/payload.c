@@ -32,6 +32,7 @@ struct payload_header {
 	uint32_t cases;
 	uint32_t bytes; /* of all frames */
 	uint32_t crc32; /* of all frames */
+	uint32_t flags; /* PAYLOAD_WAITS */
 };
 
 /* Two buffers that take turns: one holds the script before, the other the one being made. */
@@ -147,6 +148,11 @@ uint32_t payload_cases(void)
 	}
 	payload_rewind();
 	return header->cases;
+}
+
+bool payload_waits(void)
+{
+	return payload_header()->flags & PAYLOAD_WAITS;
 }
 
 void payload_rewind(void)

@@ -15,6 +15,9 @@ struct script {
 	size_t length;
 };
 
+/* Whether the cases are for the prompt, and don't run by themselves. */
+bool payload_waits(void);
+
 /* How many cases the loaded payload holds; 0 where there is none. A broken one is reported. */
 uint32_t payload_cases(void);
 

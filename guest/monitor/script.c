@@ -16,7 +16,6 @@
 #include "vmx_facts.h"
 
 enum {
-	NAME_BYTES = 64,
 	MEMORY_RECORD_BYTES = 256,
 	FILL_CHUNK_BYTES = 8192,
 };
@@ -27,6 +26,7 @@ static struct {
 	uint32_t id;
 	const char *why;
 	bool ended;
+	bool sets_up; /* and enters nothing */
 } run;
 
 static void report_outcome(const char *operation, vmx_outcome outcome)
@@ -41,21 +41,31 @@ static void report_outcome(const char *operation, vmx_outcome outcome)
 	record_end();
 }
 
-static bool op_case(struct reader *script)
+/* The operands of OP_CASE. */
+static bool read_case(struct reader *script, uint32_t *id, char name[NAME_BYTES + 1])
 {
-	char name[NAME_BYTES + 1];
 	uint8_t length;
 	const uint8_t *text;
-	run.id = take32(script);
+	*id = take32(script);
 	length = take8(script);
 	text = take(script, length);
 	if (script->overrun || length > NAME_BYTES)
 		return false;
 	memcpy(name, text, length);
 	name[length] = 0;
+	return true;
+}
+
+static bool op_case(struct reader *script)
+{
+	char name[NAME_BYTES + 1];
+	if (!read_case(script, &run.id, name))
+		return false;
+	if (run.sets_up)
+		return true; /* no case for a reader of the log: it does not run */
 	record_begin("case");
 	record_number("id", run.id);
-	if (length)
+	if (*name)
 		record_word("name", name);
 	record_end();
 	return true;
@@ -477,12 +487,15 @@ static void run_operations(struct reader *script)
 	run.ended = false;
 	while (script->position < script->end && !run.ended) {
 		uint8_t byte = take8(script);
+		enum op op = byte & ~OP_GO_ON;
 		vmx_outcome outcome;
-		if ((byte & ~OP_GO_ON) < OP_VMXON)
+		if (run.sets_up && (op == OP_ENTER || op == OP_SWEEP))
+			return;
+		if (op < OP_VMXON)
 			serial_poll();
 		else
 			serial_flush();
-		if (!step(script, byte & ~OP_GO_ON, &outcome) || script->overrun) {
+		if (!step(script, op, &outcome) || script->overrun) {
 			run.why = "script";
 			return;
 		}
@@ -522,9 +535,9 @@ static void run_guarded(const struct script *script)
 	trap_recovery = outer;
 }
 
-void script_run(const struct script *script)
+/* Runs as much as is to be run. `live`: what was set up before stays, and the registers. */
+static void run_script(const struct script *script, bool live)
 {
-	bool live = is_live(script);
 	if (!live) {
 		l1_undo(); /* what the prompt or a live session has set up */
 		memset(l2_registers, 0, sizeof(l2_registers));
@@ -536,7 +549,30 @@ void script_run(const struct script *script)
 	trap_events_wanted = false;
 	run_guarded(script);
 	l1_settle();
+}
+
+void script_run(const struct script *script)
+{
+	bool live = is_live(script);
+	run.sets_up = false;
+	run_script(script, live);
 	if (!live)
 		l1_undo();
 	report_end();
+}
+
+void script_set_up(const struct script *script)
+{
+	run.sets_up = true;
+	run_script(script, false);
+	record_end_list();
+}
+
+void script_name(const struct script *script, char name[NAME_BYTES + 1])
+{
+	struct reader reader = {script->bytes, script->bytes + script->length, false};
+	uint32_t id;
+	*name = 0;
+	if (take8(&reader) == OP_CASE && !read_case(&reader, &id, name))
+		*name = 0;
 }

@@ -101,10 +101,24 @@ function try_write_cr4
 	xor	%eax, %eax
 	ret
 
-function try_read
-	may_fault movb (%rdi), %cl
-	movb	%cl, (%rsi)
+/* Reads and writes of each size. */
+	.macro	accesses bits:req, move:req, register:req
+function try_read\bits
+	may_fault \move (%rdi), %\register
+	\move	%\register, (%rsi)
 	xor	%eax, %eax
 	ret
+
+function try_write\bits
+	mov	%rsi, %rcx
+	may_fault \move %\register, (%rdi)
+	xor	%eax, %eax
+	ret
+	.endm
+
+	accesses 8, movb, cl
+	accesses 16, movw, cx
+	accesses 32, movl, ecx
+	accesses 64, movq, rcx
 
 	.section .note.GNU-stack, "", @progbits

@@ -60,6 +60,13 @@ vmx_outcome try_rdmsr(uint32_t msr, uint64_t *value);
 vmx_outcome try_wrmsr(uint32_t msr, uint64_t value);
 vmx_outcome try_write_cr0(uint64_t value);
 vmx_outcome try_write_cr4(uint64_t value);
-vmx_outcome try_read(const uint8_t *address, uint8_t *value);
+vmx_outcome try_read8(const void *address, uint8_t *value);
+vmx_outcome try_read16(const void *address, uint16_t *value);
+vmx_outcome try_read32(const void *address, uint32_t *value);
+vmx_outcome try_read64(const void *address, uint64_t *value);
+vmx_outcome try_write8(void *address, uint8_t value);
+vmx_outcome try_write16(void *address, uint16_t value);
+vmx_outcome try_write32(void *address, uint32_t value);
+vmx_outcome try_write64(void *address, uint64_t value);
 
 #endif

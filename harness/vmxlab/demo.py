@@ -67,6 +67,16 @@ def first_case() -> Case:
     )
 
 
+def prompt_case() -> Case:
+    """What `vmxlab console` has for `load`: a VMCS that enters, both bitmaps in use, nothing intercepted."""
+    return Case(
+        name="baseline",
+        program=f"nop; in al, {PORT_A:#x}; mov ecx, {Msr.IA32_EFER:#x}; rdmsr; hlt",
+        io_bitmap=IOBitmap.passthrough_all(),
+        msr_bitmap=MsrBitmap.passthrough_all(),
+    )
+
+
 def _map_page(gpa: int, hpa: int) -> Reaction:
     """On an EPT violation, write the entry that maps the page, and go on.
 

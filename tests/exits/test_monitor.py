@@ -25,7 +25,6 @@ from vmxlab.image.protocol import CONSOLE_FRAME, CONSOLE_PROMPT
 from vmxlab.sdm.msrs import Msr
 
 DEADLINE_S = 60.0
-COMMANDS = ("help", "caps", "rdmsr", "wrmsr", "peek", "run", "reset")
 
 PROMPT = CONSOLE_PROMPT.encode()
 SYNC = b"in-sync"
@@ -79,52 +78,52 @@ def send(session: Session, data: bytes) -> str:
 # --- commands ----------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_command(prompt):
-    answer = prompt.command("help", DEADLINE_S)
-    assert [line.split()[0] for line in answer.splitlines() if line.strip()] == list(COMMANDS)
+def value_of(answer: str) -> int:
+    """Of "IA32_APIC_BASE (0x1b) = 0xfee00900"."""
+    return int(answer.rpartition(" = ")[2], 16)
 
 
 def test_rdmsr_shows_a_value(prompt):
-    value = int(prompt.command(f"rdmsr {int(Msr.IA32_APIC_BASE):#x}", DEADLINE_S), 16)
-    assert value & 1 << 11  # the local APIC is enabled after reset (SDM Vol. 3A, 11.4.4)
+    """The local APIC is enabled after reset (SDM Vol. 3A, 11.4.4)."""
+    assert value_of(prompt.command(f"rdmsr {int(Msr.IA32_APIC_BASE):#x}", DEADLINE_S)) & 1 << 11
 
 
 def test_wrmsr_writes_what_rdmsr_reads(prompt):
     msr = int(Msr.IA32_SYSENTER_CS)
     assert "fault" not in prompt.command(f"wrmsr {msr:#x} 0x1234", DEADLINE_S)
-    assert int(prompt.command(f"rdmsr {msr}", DEADLINE_S), 16) == 0x1234
+    assert value_of(prompt.command(f"rdmsr {msr}", DEADLINE_S)) == 0x1234
     prompt.command(f"wrmsr {msr:#x} 0", DEADLINE_S)
-    assert int(prompt.command(f"rdmsr {msr:#x}", DEADLINE_S), 16) == 0
+    assert value_of(prompt.command(f"rdmsr {msr:#x}", DEADLINE_S)) == 0
 
 
 @pytest.mark.parametrize("command", ["rdmsr 0xdead", "wrmsr 0xdead 1", "wrmsr 0x480 0"])
 def test_an_msr_that_is_not_there_or_read_only_is_shown_as_the_fault_it_is(prompt, vmxlab, command):
     """SDM Vol. 2B, RDMSR and WRMSR: #GP(0) for a reserved or read-only MSR."""
     assert vmxlab.capabilities  # TCG reads MSRs that it does not know as 0
-    assert "fault: vector 0xd, error code 0x0" in prompt.command(command, DEADLINE_S)
+    assert "fault: #GP (13), error code 0x0" in prompt.command(command, DEADLINE_S)
 
 
 def test_caps_is_a_record_of_the_capability_msrs(prompt, vmxlab):
     raw = vmxlab.capabilities.raw
-    answer = prompt.command("caps", DEADLINE_S).strip()
+    answer = prompt.command("caps", DEADLINE_S).splitlines()[0]
     assert answer.startswith("@caps ")
     values = dict(pair.split("=") for pair in answer.removeprefix("@caps ").rsplit("*", 1)[0].split())
     assert {int(key[1:], 16): int(value, 16) for key, value in values.items()} == raw
 
 
-def test_peek_shows_memory(prompt):
+def test_mem_shows_memory(prompt):
     """The monitor's own first bytes: its multiboot header, in the first page."""
-    answer = prompt.command(f"peek {MONITOR_BASE:#x} 256", DEADLINE_S)
-    memory = bytes.fromhex(answer.replace("\r\n", " "))
+    answer = prompt.command(f"mem {MONITOR_BASE:#x} 256", DEADLINE_S)
+    memory = bytes.fromhex("".join(line.partition(":")[2] for line in answer.splitlines()))
     assert len(memory) == 256
     assert b"\x02\xb0\xad\x1b" in memory
-    assert bytes.fromhex(prompt.command(f"peek {MONITOR_BASE:#x}", DEADLINE_S)) == memory[:16]
+    assert prompt.command(f"mem {MONITOR_BASE:#x}", DEADLINE_S) == answer.splitlines(keepends=True)[0]
 
 
 @pytest.mark.parametrize("address", ["0x7fffdead0000", "0xffff800000000000", "0x100000000"])
-def test_peek_at_what_is_not_mapped_is_a_fault_that_is_survived(prompt, address):
+def test_mem_at_what_is_not_mapped_is_a_fault_that_is_survived(prompt, address):
     """The monitor maps 4 GiB; beyond, a page fault is shown, and the prompt lives."""
-    assert "fault: vector 0xe, error code 0x0" in prompt.command(f"peek {address}", DEADLINE_S)
+    assert "fault: #PF (14), error code 0x0" in prompt.command(f"mem {address}", DEADLINE_S)
     assert "help" in prompt.command("help", DEADLINE_S)
 
 
@@ -138,18 +137,18 @@ def test_run_without_cases_says_so(prompt):
     [
         "rdmsr",
         "rdmsr 0x",
-        "rdmsr -1",
+        "rdmsr --1",
         "rdmsr 12g",
         "rdmsr 0x100000000",
         "rdmsr 1 2",
         "wrmsr 1",
         "wrmsr 1 2 3",
         "wrmsr 0x100000000 1",
-        "peek",
-        "peek 0 257",
-        "peek 0 18446744073709551616",
+        "mem",
+        "mem 0 4097",
+        "mem 0 18446744073709551616",
         "run 1 2",
-        "help me",
+        "help me please",
     ],
 )
 def test_operands_that_make_no_sense_show_the_usage(prompt, line):
@@ -172,19 +171,19 @@ def test_words_may_stand_apart(prompt):
     assert prompt.command("   rdmsr    0x1b   ", DEADLINE_S) == plain
 
 
-def test_more_words_than_any_command_has_are_refused(prompt):
-    assert "too many words" in prompt.command("help " * 20, DEADLINE_S)
+def test_more_words_than_a_command_has_are_refused(prompt):
+    assert "usage: help" in prompt.command("help " * 200, DEADLINE_S)
     assert "usage" in prompt.command("rdmsr 1 2 3 4 5", DEADLINE_S)
 
 
-@pytest.mark.parametrize("length", [255, 256, 300, 5000])
+@pytest.mark.parametrize("length", [1023, 1024, 5000])
 def test_a_long_line_is_refused_whole(prompt, length):
-    """Up to 255 characters are a line; nothing is done with the rest, nor with the start of a longer one."""
+    """Up to 1023 characters are a line; nothing is done with the rest, nor with the start of a longer one."""
     answer = prompt.command("x" * length, DEADLINE_S)
-    if length <= 255:
+    if length <= 1023:
         assert f"there is no command '{'x' * length}'" in answer
     else:
-        assert "that line is too long: nothing was done" in answer
+        assert "that line is longer than 1023 characters: nothing was done" in answer
         assert "no command" not in answer
 
 
@@ -205,9 +204,9 @@ def test_erasing_more_than_there_is_does_no_harm(prompt):
 
 
 def test_ctrl_u_makes_a_line_too_long_good_again(prompt):
-    answer = send(prompt, b"y" * 400 + b"\x15rdmsr")
+    answer = send(prompt, b"y" * 1400 + b"\x15rdmsr")
     assert "usage: rdmsr" in answer
-    assert "too long" not in answer
+    assert "longer than" not in answer
 
 
 @pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n"])
@@ -216,9 +215,8 @@ def test_lines_end_with_cr_lf_or_both(prompt, end):
     assert send(prompt, b"rdmsr" + end + b"wrmsr").count("usage: ") == 2
 
 
-def test_control_characters_are_not_part_of_a_line(prompt):
-    """Every byte but printable ASCII, line ends and editing keys is passed over, SOH within a line too."""
-    ignored = bytes(set(range(256)) - set(range(0x20, 0x7F)) - set(b"\r\n\b\x7f\x15"))
+def test_control_characters_that_mean_nothing_are_not_part_of_a_line(prompt):
+    ignored = bytes(set(range(0x20)) - set(b"\x01\x02\x03\x04\x05\x06\b\t\n\x0b\x0c\r\x0e\x10\x15\x17\x1b"))
     assert "usage: rdmsr" in send(prompt, b"rd" + ignored + b"msr")
 
 
@@ -232,7 +230,7 @@ def test_ten_thousand_bytes_of_garbage_are_survived(prompt):
 
 def test_ten_thousand_printable_characters_in_one_line_are_survived(prompt):
     source = random.Random(10_000)
-    assert "too long" in send(prompt, bytes(source.randrange(0x20, 0x7F) for _ in range(10_000)))
+    assert "longer than" in send(prompt, bytes(source.randrange(0x20, 0x7F) for _ in range(10_000)))
 
 
 # --- frames ------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_case_that_kills_the_machine_may_stand_anywhere(lab, place):
 
 
 def changed_header(payload, **changes):
-    names = ("magic", "version", "cases", "bytes", "crc32")
+    names = ("magic", "version", "cases", "bytes", "crc32", "flags")
     values = dict(zip(names, PAYLOAD_HEADER.unpack_from(payload), strict=True)) | changes
     return PAYLOAD_HEADER.pack(*values.values()) + payload[PAYLOAD_HEADER.size :]
 

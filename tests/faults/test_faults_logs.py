@@ -106,7 +106,7 @@ with Lab("bochs", log_dir=place) as lab:
 
 @pytest.mark.parametrize(
     ("size", "machines"),
-    [pytest.param("16k", 0, id="no-room-for-the-image"), pytest.param("100k", 1, id="full-in-a-case")],
+    [pytest.param("16k", 0, id="no-room-for-the-image"), pytest.param("200k", 1, id="full-in-a-case")],
 )
 def test_really_full_disk_is_a_log_error(tmp_path, size, machines):
     """On a file system of that size, in a mount namespace of its own."""

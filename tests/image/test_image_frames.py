@@ -91,10 +91,11 @@ def test_a_frame_knows_what_it_is_a_difference_to():
     assert taken(second.data, b"") is None
 
 
-def read_payload(payload):
+def read_payload(payload, wait=0):
     """An independent reader of the payload's header, with the frames decoded."""
-    magic, version, count, size, crc = struct.unpack_from("<IIIII", payload)
-    body = payload[20:]
+    magic, version, count, size, crc, flags = struct.unpack_from("<IIIIII", payload)
+    body = payload[24:]
+    assert flags == wait
     assert (magic, version, size, crc) == (0x50584D56, PROTOCOL_VERSION, len(body), zlib.crc32(body))
     found, previous = [], b""
     while body:
@@ -193,6 +194,12 @@ def test_a_payload_that_does_not_fit_says_how_many_bytes_it_needs():
 
 def test_no_cases_make_an_empty_payload():
     assert read_payload(pack_payload([])) == []
+
+
+def test_cases_that_wait_differ_in_a_flag_alone():
+    payload, waiting = pack_payload([AFTER]), pack_payload([AFTER], wait=True)
+    assert read_payload(waiting, wait=1) == [script(AFTER)]
+    assert (payload[:20], payload[24:]) == (waiting[:20], waiting[24:])
 
 
 def test_a_thousand_similar_cases_are_a_small_payload(target_for):

@@ -93,7 +93,7 @@ def test_the_monitor_has_a_branch_for_every_operation_and_action():
 def test_the_monitors_limits_are_those_of_the_harness():
     from vmxlab.cases.case import MAX_NAME, MAX_REACTIONS, MAX_WATCHED
 
-    text = (GUEST / "monitor" / "exits.h").read_text() + (GUEST / "monitor" / "script.c").read_text()
+    text = (GUEST / "monitor" / "exits.h").read_text() + (GUEST / "monitor" / "script.h").read_text()
     for name, value in (
         ("MAX_REACTIONS", MAX_REACTIONS),
         ("MAX_WATCHED_FIELDS", MAX_WATCHED),

@@ -18,11 +18,16 @@ from dataclasses import dataclass, replace
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
 from vmxlab.cases.case import MAX_NAME, Case
-from vmxlab.errors import CaseError, VmxlabError
+from vmxlab.cli.output import say
+from vmxlab.errors import CaseError, MissingCapability, VmxlabError
+
+if TYPE_CHECKING:
+    from vmxlab.image.compiler import CompiledCase, Target
 
 _NAMES_SHOWN = 30
 
@@ -148,3 +153,25 @@ def assemble_ahead(cases: Sequence[Case]) -> None:
 
     with contextlib.suppress(VmxlabError):
         assemble_programs(cases)
+
+
+def compile_for(
+    target: Target, cases: Sequence[Case], *, report_code: bool = False
+) -> list[CompiledCase]:
+    """All cases that the target can run, numbered from 0; what it lacks is said. Raises CaseError.
+
+    `report_code`: see `compile_case`.
+    """
+    from vmxlab.image.compiler import compile_case
+
+    assemble_ahead(cases)
+    compiled: list[CompiledCase] = []
+    for number, case in enumerate(cases):
+        name = case.name or f"case {number}"
+        try:
+            compiled.append(compile_case(case, target, number=len(compiled), report_code=report_code))
+        except MissingCapability as error:
+            say(f"left out {name}: {error.message}")
+        except CaseError as error:
+            raise error.locate(case=name) from None
+    return compiled

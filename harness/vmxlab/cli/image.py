@@ -10,14 +10,14 @@ import click
 from click.core import ParameterSource
 
 from vmxlab.cases.case import Case
-from vmxlab.cli.case_files import assemble_ahead, load_cases
+from vmxlab.cli.case_files import compile_for, load_cases
 from vmxlab.cli.common import Status, engine_options, log_option, open_lab, open_lab_by_need
 from vmxlab.cli.output import Output, say
 from vmxlab.cli.reproducers import write_compiled, write_run
 from vmxlab.engines.choose import AUTO, ENGINES
 from vmxlab.engines.rom import RomImage
-from vmxlab.errors import CaseError, ImageError, MissingCapability
-from vmxlab.image.compiler import CompiledCase, Target, compile_case
+from vmxlab.errors import CaseError, ImageError
+from vmxlab.image.compiler import CompiledCase, Target
 from vmxlab.image.frames import pack_payload
 from vmxlab.image.iso import UEFI_PACKAGES, pack_iso
 from vmxlab.image.monitor import load_monitor
@@ -142,6 +142,16 @@ def _write_reproducers(
     output.line(f"Begin with README.md{' in each' if len(written) > 1 else ''}.")
 
 
+def _compile(cases: Sequence[Case], target: Target) -> list[CompiledCase]:
+    """All cases that the target can run. Raises CaseError, and if none is left."""
+    compiled = compile_for(target, cases, report_code=True)
+    if not compiled:
+        raise CaseError(
+            "no case is left for the image", advice="name another engine or model, or other --caps"
+        )
+    return compiled
+
+
 def _target_of_files(paths: Sequence[Path]) -> Target:
     """What all the processors can do together; L2 may run as long as the slowest engine lets it."""
     common: CapsFile | None = None
@@ -163,25 +173,6 @@ def _target_of_engine(engine: str, model: str | None, log_dir: Path | None) -> T
         target = lab.target
         say(f"made for {lab.info.title()}; {lab.info.why}")
     return target
-
-
-def _compile(cases: Sequence[Case], target: Target) -> list[CompiledCase]:
-    """All cases that the target can run; what it lacks is said. Raises CaseError, and if none is left."""
-    assemble_ahead(cases)
-    compiled: list[CompiledCase] = []
-    for number, case in enumerate(cases):
-        name = case.name or f"case {number}"
-        try:
-            compiled.append(compile_case(case, target, number=len(compiled), report_code=True))
-        except MissingCapability as error:
-            say(f"left out {name}: {error.message}")
-        except CaseError as error:
-            raise error.locate(case=name) from None
-    if not compiled:
-        raise CaseError(
-            "no case is left for the image", advice="name another engine or model, or other --caps"
-        )
-    return compiled
 
 
 def _write(base: Path, suffix: str, content: bytes) -> Path:

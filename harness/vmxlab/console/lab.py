@@ -261,6 +261,10 @@ class Lab:
         """The session of the machine that is up, at its prompt."""
         return self._up()
 
+    def image_session(self, payload: bytes, processors: int = 1) -> Session:
+        """Boot an image that waits with its cases (`pack_payload`): a session at its prompt."""
+        return self._boot(pack_rom(load_monitor(), payload), processors)
+
     def _up(self, processors: int | None = None) -> Session:
         """A session on the machine that is up, if it has so many processors; else on one that is booted."""
         wanted = processors or self._processors
@@ -269,7 +273,10 @@ class Lab:
             if self._machine.end().alive:
                 return self._session
             self._down()
-        session = self._open(pack_rom(load_monitor()), wanted)
+        return self._boot(pack_rom(load_monitor()), wanted)
+
+    def _boot(self, rom: bytes, processors: int) -> Session:
+        session = self._open(rom, processors)
         try:
             session.boot(self._boot_deadline_s)
         except BaseException as error:

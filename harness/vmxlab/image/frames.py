@@ -8,7 +8,7 @@ into a ROM. guest/monitor/payload.c reads them.
              frame whose script is copied from u32 (0: of none), operations
     operation varint (length << 1 | is copy); a literal is followed by its bytes, a copy by a zigzag varint:
              its distance in the old script from where the last operation left off
-    payload  magic u32, version u32, cases u32, bytes of all frames u32, their CRC-32 u32, frames
+    payload  magic u32, version u32, cases u32, bytes of all frames u32, their CRC-32 u32, flags u32, frames
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 from vmxlab.errors import ImageError
 from vmxlab.image import layout
-from vmxlab.image.protocol import PAYLOAD_MAGIC, PROTOCOL_VERSION
+from vmxlab.image.protocol import PAYLOAD_MAGIC, PAYLOAD_WAITS, PROTOCOL_VERSION
 
 FRAME_HEADER = struct.Struct("<IIII")
-PAYLOAD_HEADER = struct.Struct("<IIIII")
+PAYLOAD_HEADER = struct.Struct("<IIIIII")
 
 # A copy costs two to four bytes: shorter runs are cheaper as literals.
 _CHUNK = 32
@@ -76,8 +76,11 @@ def decode_frame(frame: bytes, previous: bytes = b"") -> bytes:
     return script
 
 
-def pack_payload(scripts: Iterable[Units]) -> bytes:
-    """All scripts of an image, each a difference to the one before."""
+def pack_payload(scripts: Iterable[Units], *, wait: bool = False) -> bytes:
+    """All scripts of an image, each a difference to the one before.
+
+    With `wait` they don't run when it boots: the prompt has them.
+    """
     frames: list[bytes] = []
     previous: Frame | None = None
     for units in scripts:
@@ -89,9 +92,10 @@ def pack_payload(scripts: Iterable[Units]) -> bytes:
             f"the cases need {len(body)} bytes; an image has room for {layout.PAYLOAD_BYTES}",
             advice="put fewer cases into one image",
         )
-    return (
-        PAYLOAD_HEADER.pack(PAYLOAD_MAGIC, PROTOCOL_VERSION, len(frames), len(body), zlib.crc32(body)) + body
-    )
+    flags = PAYLOAD_WAITS if wait else 0
+    checksum = zlib.crc32(body)
+    header = (PAYLOAD_MAGIC, PROTOCOL_VERSION, len(frames), len(body), checksum, flags)
+    return PAYLOAD_HEADER.pack(*header) + body
 
 
 def _chunks(units: Units) -> Iterator[bytes]:

@@ -16,6 +16,8 @@ from vmxlab.image import layout
 
 PROTOCOL_VERSION = 2
 PAYLOAD_MAGIC = int.from_bytes(b"VMXP", "little")
+PAYLOAD_WAITS = 1
+"""A flag of a payload: its cases are for the prompt, and don't run when the image boots."""
 CONSOLE_PROMPT = "vmx> "
 CONSOLE_FRAME = 0x01
 """A line that starts with this byte (SOH) is a frame, not text."""
@@ -124,6 +126,7 @@ def c_header(build_id: int) -> str:
         ("PROTOCOL_VERSION", PROTOCOL_VERSION),
         ("BUILD_ID", build_id),
         ("PAYLOAD_MAGIC", PAYLOAD_MAGIC),
+        ("PAYLOAD_WAITS", PAYLOAD_WAITS),
         ("CONSOLE_FRAME", CONSOLE_FRAME),
         ("FRAME_PATIENCE_LOOKS", FRAME_PATIENCE_LOOKS),
         ("SCRIPT_BUFFER_0", layout.SCRIPT_BUFFER_0),

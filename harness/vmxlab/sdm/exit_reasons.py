@@ -104,7 +104,7 @@ PENDING_MTF_BIT = 1 << 28
 EXIT_FROM_VMX_ROOT_BIT = 1 << 29
 ENTRY_FAILURE_BIT = 1 << 31
 
-_FLAG_TEXTS = {
+FLAG_TEXTS = {
     SHADOW_STACK_BUSY_BIT: "shadow stack prematurely busy",
     BUS_LOCK_BIT: "bus lock asserted",
     ENCLAVE_MODE_BIT: "incident to enclave mode",
@@ -132,8 +132,8 @@ def describe_reason(full: int) -> str:
     """An exit-reason field in words, such as "HLT" or "ENTRY_FAILURE_GUEST_STATE (VM-entry failure)"."""
     reason = basic_reason(full)
     name = reason.name if isinstance(reason, ExitReason) else f"reason {reason}"
-    flags = [text for bit, text in _FLAG_TEXTS.items() if full & bit]
-    unnamed = full & ~BASIC_REASON_MASK & ~sum(_FLAG_TEXTS)
+    flags = [text for bit, text in FLAG_TEXTS.items() if full & bit]
+    unnamed = full & ~BASIC_REASON_MASK & ~sum(FLAG_TEXTS)
     if unnamed:
         flags.append(f"unassigned bits {unnamed:#x}")
     return f"{name} ({', '.join(flags)})" if flags else name

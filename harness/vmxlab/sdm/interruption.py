@@ -28,6 +28,11 @@ class InterruptionType(IntEnum):
     SOFTWARE_EXCEPTION = 6
     OTHER_EVENT = 7
 
+    @property
+    def words(self) -> str:
+        """Such as "hardware exception"."""
+        return self.name.lower().replace("_", " ").replace("nmi", "NMI")
+
 
 @dataclass(frozen=True, slots=True)
 class InterruptionInformation:
@@ -82,7 +87,7 @@ class InterruptionInformation:
         """Such as "#PF (14), hardware exception, error code"; "none" where the field isn't valid."""
         if not self.valid:
             return "none"
-        words = [f"{self._event_name()}{self.type.name.lower().replace('_', ' ').replace('nmi', 'NMI')}"]
+        words = [f"{self._event_name()}{self.type.words}"]
         if self.error_code_valid:
             words.append("error code")
         if self.nmi_unblocking:

@@ -44,6 +44,18 @@ ADDRESS = (1 << MAX_PHYSICAL_ADDRESS_WIDTH) - (1 << 12)
 REFERENCE = READ | WRITE | EXECUTE | USER_EXECUTE
 """Bits of an entry that only leads to a table: all rights, so that the entry of the page decides."""
 
+ATTRIBUTE_WORDS = (
+    (IGNORE_PAT, "ignore-pat"),
+    (ACCESSED, "accessed"),
+    (DIRTY, "dirty"),
+    (VERIFY_GUEST_PAGING, "verify-guest-paging"),
+    (PAGING_WRITE, "paging-write"),
+    (SUPERVISOR_SHADOW_STACK, "supervisor-shadow-stack"),
+    (SUB_PAGE_WRITE, "sub-page-write"),
+    (SUPPRESS_VE, "suppress-ve"),
+)
+"""The bits that are neither rights nor memory type, in words."""
+
 _RIGHTS = READ | WRITE | EXECUTE
 _MISCONFIGURATION = "SDM Vol. 3C, 29.3.3.1"
 
@@ -137,18 +149,7 @@ def describe_bits(entry: int) -> str:
     words = [describe_rights(entry)]
     kind = memory_type((entry & MEMORY_TYPE) >> MEMORY_TYPE_SHIFT)
     words.append(kind.name if isinstance(kind, MemoryType) else f"type{kind}")
-    for bit, word in (
-        (IGNORE_PAT, "ignore-pat"),
-        (ACCESSED, "accessed"),
-        (DIRTY, "dirty"),
-        (VERIFY_GUEST_PAGING, "verify-guest-paging"),
-        (PAGING_WRITE, "paging-write"),
-        (SUPERVISOR_SHADOW_STACK, "supervisor-shadow-stack"),
-        (SUB_PAGE_WRITE, "sub-page-write"),
-        (SUPPRESS_VE, "suppress-ve"),
-    ):
-        if entry & bit:
-            words.append(word)
+    words += [word for bit, word in ATTRIBUTE_WORDS if entry & bit]
     return " ".join(words)
 
 
