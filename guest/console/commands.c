@@ -76,7 +76,7 @@ static bool help_for(const char *name)
 
 static bool run_help(unsigned int count, char *words[])
 {
-	enum { USAGE_WIDTH = 37 };
+	enum { USAGE_WIDTH = 33 };
 	if (count)
 		return help_for(words[1]);
 	for (const struct command_group *group = groups; group->title; group++) {

@@ -81,6 +81,6 @@ const struct command case_commands[] = {
 	{"load", "[N|NAME]", "set a case up, as far as its entry", 0, 1, true, run_load, NULL,
 	 "Its memory, VMXON, VMCLEAR, VMPTRLD, all VMWRITEs and L2's registers. What was set up before is\n"
 	 "undone. At the prompt each exit comes back to you: the case's reactions don't answer it.\n"},
-	{"run", "[N]", "run the image's cases, or one, to the end", 0, 1, false, run_run, NULL, NULL},
+	{"run", "[N]", "run the image's cases, or one of them", 0, 1, false, run_run, NULL, NULL},
 	{0},
 };

@@ -290,8 +290,11 @@ static bool run_unmap(struct ept_root root, unsigned int count, char *words[])
 /* An empty root, and the pointer to it. */
 static bool run_new(void)
 {
-	uint64_t table = ept_free_page(NULL);
-	uint64_t pointer = table | MEMORY_TYPE_WB | (LEVELS_OF_NEW - 1) << 3; /* SDM Vol. 3C, table 25-9 */
+	struct ept_root before = {0};
+	uint64_t table, pointer;
+	ept_current(&before, true); /* whose tables stay as they are */
+	table = ept_free_page(&before);
+	pointer = table | MEMORY_TYPE_WB | (LEVELS_OF_NEW - 1) << 3; /* SDM Vol. 3C, table 25-9 */
 	if (table && field_write(VMCS_EPT_POINTER, pointer)) {
 		say("EPT_POINTER = %#lx: nothing is mapped\n", pointer);
 		warn_of_control();

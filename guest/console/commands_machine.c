@@ -66,7 +66,7 @@ static bool run_reset(unsigned int count, char *words[])
 
 const struct command machine_commands[] = {
 	{"reset", "", "reset the machine", 0, 0, false, run_reset, NULL, NULL},
-	{"fault", "de|bp|ud|gp|pf", "a fault of the monitor, to see it lives", 1, 1, false, run_fault,
+	{"fault", "de|bp|ud|gp|pf", "a fault of the monitor, to see it live", 1, 1, false, run_fault,
 	 &fault_names, NULL},
 	{0},
 };

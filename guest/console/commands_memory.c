@@ -196,13 +196,13 @@ static bool run_code(unsigned int count, char *words[])
 }
 
 const struct command memory_commands[] = {
-	{"mem", "[SIZE] ADDRESS [COUNT|= VALUE...]", "show memory, or write it", 1, 3 + MAX_BYTES_OPERAND,
-	 false, run_mem, &size_names,
+	{"mem", "[SIZE] ADDRESS [N|= VALUE...]", "show memory, or write it", 1, 3 + MAX_BYTES_OPERAND, false,
+	 run_mem, &size_names,
 	 "SIZE is u8, u16, u32 or u64. Values are numbers of that size, or without SIZE bytes as\n"
 	 "hexadecimal digits. An address is physical; gpa:0x8000 is guest-physical, through the EPT of the\n"
 	 "current VMCS; gla:0x8000 is linear in L2, through its paging.\n"},
-	{"code", "[at GPA] BYTES...", "machine code for L2, at its RIP or at an address", 1,
-	 2 + MAX_BYTES_OPERAND, true, run_code, NULL,
+	{"code", "[at GPA] BYTES...", "machine code for L2, at RIP or at GPA", 1, 2 + MAX_BYTES_OPERAND, true,
+	 run_code, NULL,
 	 "code e4 60 f4          in al, 0x60; hlt: where L2 goes on\n"
 	 "code at 0x9000 f4      guest-physical; gla:0x9000 is linear in L2\n"},
 	{0},

@@ -104,23 +104,47 @@ static bool has_current_vmcs(void)
 	return field_read(VMCS_GUEST_RIP, &rip);
 }
 
+/* What an exit that is no good end of a step may mean. */
+static void note_of_step(uint64_t rip_before)
+{
+	bool moved = field_or_0(VMCS_GUEST_RIP) != rip_before;
+	bool by_mtf = (field_or_0(VMCS_EXIT_REASON) & 0xffff) == EXIT_REASON_MONITOR_TRAP_FLAG;
+	if (!moved && !exit_instruction_length())
+		say("note: RIP is where it was: a jump to itself, or nothing was executed\n");
+	else if (moved && step_is_by_mtf() && !by_mtf)
+		say("note: the monitor trap flag made no exit; 'step tf' is the other way\n");
+}
+
 static bool run_step(unsigned int count, char *words[])
 {
 	enum step_way way = STEP_BY_ANY;
+	uint64_t rip;
 	if (count && word_is(words[1], "mtf"))
 		way = STEP_BY_MTF;
 	else if (count && word_is(words[1], "tf"))
 		way = STEP_BY_TF;
 	else if (count)
 		return false;
-	if (!has_current_vmcs() || !step_prepare(way))
+	if (!field_read(VMCS_GUEST_RIP, &rip) || !step_prepare(way))
 		return true;
-	if (enter(l1_launched())) {
+	if (!enter(l1_launched())) {
 		step_end();
-		exit_show();
-	} else {
-		step_end();
+		return true;
 	}
+	step_end();
+	exit_show();
+	note_of_step(rip);
+	return true;
+}
+
+/* False, and said, where the exit is about no instruction, and tells no length. */
+static bool skip_instruction(void)
+{
+	if (!exit_instruction_length()) {
+		say("the last exit is about no instruction, so it tells no length: 'reg rip' sets RIP\n");
+		return false;
+	}
+	exits_skip_instruction();
 	return true;
 }
 
@@ -131,10 +155,7 @@ static bool run_skip(unsigned int count, char *words[])
 	(void)words;
 	if (!has_current_vmcs())
 		return true;
-	if (!field_or_0(VMCS_EXIT_INSTRUCTION_LENGTH))
-		say("note: this exit has no instruction length; 'reg rip' sets it\n");
-	exits_skip_instruction();
-	if (field_read(VMCS_GUEST_RIP, &rip))
+	if (skip_instruction() && field_read(VMCS_GUEST_RIP, &rip))
 		say("rip = %#lx\n", rip);
 	return true;
 }
@@ -148,8 +169,8 @@ static bool run_go(unsigned int count, char *words[])
 	if (!has_current_vmcs())
 		return true;
 	for (; times; times--) {
-		exits_skip_instruction();
-		if (!enter_and_show(true) || field_or_0(VMCS_EXIT_REASON) & EXIT_REASON_ENTRY_FAILURE_BIT)
+		if (!skip_instruction() || !enter_and_show(true) ||
+		    field_or_0(VMCS_EXIT_REASON) & EXIT_REASON_ENTRY_FAILURE_BIT)
 			break;
 	}
 	return true;
@@ -277,11 +298,11 @@ const struct command run_commands[] = {
 	 "By the monitor trap flag where the processor has it, else by RFLAGS.TF and a #DB that exits. What "
 	 "it\n"
 	 "changes in the VMCS is put back.\n"},
-	{"skip", "", "L2's RIP past the instruction that exited", 0, 0, true, run_skip, NULL, NULL},
+	{"skip", "", "L2's RIP past the instruction", 0, 0, true, run_skip, NULL, NULL},
 	{"go", "[N]", "skip and resume, N times", 0, 1, true, run_go, NULL, NULL},
 	{"exit", "", "the last exit again, decoded", 0, 0, true, run_exit, NULL, NULL},
 	{"reg", "[NAME [VALUE]]", "L2's registers", 0, 2, true, run_reg, &l2_registers_names, NULL},
-	{"decode", "REASON [QUALIFICATION [EVENT]]", "an exit's numbers, in words", 1, 3, false, run_decode,
-	 &exit_reason_names, "EVENT: VM-exit interruption information.\n"},
+	{"decode", "REASON [QUAL [EVENT]]", "an exit's numbers, in words", 1, 3, false, run_decode,
+	 &exit_reason_names, "QUAL: exit qualification; EVENT: VM-exit interruption information.\n"},
 	{0},
 };

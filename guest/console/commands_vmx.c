@@ -259,7 +259,7 @@ static bool run_vmcs(unsigned int count, char *words[])
 		if (field->value != VMCS_VM_INSTRUCTION_ERROR &&
 		    vmx_vmread(field->value, &value) != VMX_SUCCEED)
 			continue;
-		say("  %#06lx  %-44s  %#lx\n", field->value, field->text, value);
+		say("  0x%04lx  %-44s  %#lx\n", field->value, field->text, value);
 		shown++;
 	}
 	if (!shown)
@@ -318,8 +318,7 @@ static bool run_host(unsigned int count, char *words[])
 }
 
 const struct command vmx_commands[] = {
-	{"caps", "[SET]", "the capability MSRs; what each control may be", 0, 1, true, run_caps,
-	 &control_set_names,
+	{"caps", "[SET]", "capability MSRs; what a control may be", 0, 1, true, run_caps, &control_set_names,
 	 "Sets of controls: pin, primary, secondary, tertiary, exit, secondary_exit, entry. The TRUE MSRs\n"
 	 "count where the processor has them.\n"},
 	{"rdmsr", "MSR", "read an MSR, by name or number", 1, 1, false, run_rdmsr, &msr_names, NULL},
@@ -339,9 +338,9 @@ const struct command vmx_commands[] = {
 	{"vmread", "FIELD...", "VMREAD, by name or encoding", 1, 16, true, run_vmread, &field_names, NULL},
 	{"vmwrite", "FIELD VALUE", "VMWRITE, and what VMREAD then gives", 2, 2, true, run_vmwrite,
 	 &field_names, NULL},
-	{"vmcs", "[PART]", "all fields, or those with PART in their names", 0, 1, true, run_vmcs,
-	 &field_names, NULL},
-	{"host", "", "write the host-state area: the monitor's own state", 0, 0, true, run_host, NULL,
+	{"vmcs", "[PART]", "all fields; those with PART in the name", 0, 1, true, run_vmcs, &field_names,
+	 NULL},
+	{"host", "", "the host-state area: the monitor's own", 0, 0, true, run_host, NULL,
 	 "For a VMCS that is made by hand: HOST_RIP is where the monitor takes an exit, and so on.\n"},
 	{"state", "", "VMX operation and the current VMCS", 0, 0, false, run_state, NULL, NULL},
 	{0},

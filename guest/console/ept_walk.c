@@ -11,9 +11,15 @@ enum { ENTRIES = 512, PAGE_BYTES = 4096 };
 
 #define RIGHTS (EPT_READ | EPT_WRITE | EPT_EXECUTE)
 
+/* Any of these bits makes an entry present. */
+static uint64_t present_bits;
+
 bool ept_current(struct ept_root *root, bool quiet)
 {
 	uint64_t pointer;
+	bool mode_based = control_is_set(VMCS_SECONDARY_PROCESSOR_BASED_CONTROLS,
+					 SECONDARY_CONTROL_MODE_BASED_EXECUTE_CONTROL_FOR_EPT);
+	present_bits = mode_based ? RIGHTS | EPT_USER_EXECUTE : RIGHTS;
 	if (quiet)
 		pointer = field_or_0(VMCS_EPT_POINTER);
 	else if (!field_read(VMCS_EPT_POINTER, &pointer))
@@ -31,9 +37,7 @@ bool ept_current(struct ept_root *root, bool quiet)
 
 bool ept_present(uint64_t entry)
 {
-	bool mode_based = control_is_set(VMCS_SECONDARY_PROCESSOR_BASED_CONTROLS,
-					 SECONDARY_CONTROL_MODE_BASED_EXECUTE_CONTROL_FOR_EPT);
-	return entry & (mode_based ? RIGHTS | EPT_USER_EXECUTE : RIGHTS);
+	return entry & present_bits;
 }
 
 bool ept_is_page(uint64_t entry, unsigned int level)
@@ -107,19 +111,34 @@ static bool is_zero(uint64_t page)
 	return true;
 }
 
-uint64_t ept_free_page(const struct ept_root *root)
+/* The highest that is free; where none is all zeros, one that was a table of structures given up since. */
+static uint64_t choose_page(void)
 {
-	memset(in_use, 0, sizeof(in_use));
-	if (root)
-		mark(root->table, root->levels);
+	uint64_t other = 0;
 	for (unsigned int i = EPT_TABLES_MAX; i-- > 0;) {
 		uint64_t page = EPT_TABLES + i * PAGE_BYTES;
-		if (!in_use[i] && is_zero(page))
+		if (in_use[i])
+			continue;
+		if (is_zero(page))
 			return page;
+		if (!other)
+			other = page;
 	}
-	say("no page for a table is free from %#llx to %#llx\n", EPT_TABLES,
-	    EPT_TABLES + EPT_TABLES_MAX * PAGE_BYTES - 1);
-	return 0;
+	return other;
+}
+
+uint64_t ept_free_page(const struct ept_root *root)
+{
+	uint64_t page;
+	memset(in_use, 0, sizeof(in_use));
+	mark(root->table, root->levels);
+	page = choose_page();
+	if (page)
+		memset(at_physical(page), 0, PAGE_BYTES);
+	else
+		say("no page for a table is free from %#llx to %#llx\n", EPT_TABLES,
+		    EPT_TABLES + EPT_TABLES_MAX * PAGE_BYTES - 1);
+	return page;
 }
 
 /* --- changes ----------------------------------------------------------------------------------------------- */

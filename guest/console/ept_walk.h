@@ -32,7 +32,7 @@ bool ept_current(struct ept_root *root, bool quiet);
 bool ept_walk(struct ept_root root, uint64_t gpa, struct ept_walk *walk);
 bool ept_walk_current(uint64_t gpa, struct ept_walk *walk, bool quiet);
 
-/* Whether the processor uses the entry, and whether it maps a page rather than lead to a table. */
+/* Whether the processor uses the entry (by the controls that ept_current last saw), and whether it maps a page rather than lead to a table. */
 bool ept_present(uint64_t entry);
 bool ept_is_page(uint64_t entry, unsigned int level);
 
@@ -45,7 +45,7 @@ unsigned int ept_shift(unsigned int level);
  */
 bool ept_set(struct ept_root root, uint64_t gpa, unsigned int level, uint64_t entry);
 
-/* A page for a table, all zeros; 0, and said, where none is free. */
+/* A page for a table, all zeros, that none of these structures is; 0, and said, where none is free. */
 uint64_t ept_free_page(const struct ept_root *root);
 
 #endif

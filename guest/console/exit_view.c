@@ -25,13 +25,57 @@ static struct {
 	unsigned int code_bytes;
 } last;
 
+/* Exits that come between instructions, or of an access that any instruction may make. */
+static const uint32_t not_of_an_instruction[] = {
+	EXIT_REASON_EXTERNAL_INTERRUPT,
+	EXIT_REASON_TRIPLE_FAULT,
+	EXIT_REASON_INIT_SIGNAL,
+	EXIT_REASON_SIPI,
+	EXIT_REASON_IO_SMI,
+	EXIT_REASON_OTHER_SMI,
+	EXIT_REASON_INTERRUPT_WINDOW,
+	EXIT_REASON_NMI_WINDOW,
+	EXIT_REASON_ENTRY_FAILURE_GUEST_STATE,
+	EXIT_REASON_ENTRY_FAILURE_MSR_LOADING,
+	EXIT_REASON_MONITOR_TRAP_FLAG,
+	EXIT_REASON_ENTRY_FAILURE_MACHINE_CHECK,
+	EXIT_REASON_TPR_BELOW_THRESHOLD,
+	EXIT_REASON_VIRTUALIZED_EOI,
+	EXIT_REASON_EPT_VIOLATION,
+	EXIT_REASON_EPT_MISCONFIGURATION,
+	EXIT_REASON_PREEMPTION_TIMER,
+	EXIT_REASON_APIC_WRITE,
+	EXIT_REASON_PML_FULL,
+	EXIT_REASON_SPP,
+	EXIT_REASON_BUS_LOCK,
+	EXIT_REASON_INSTRUCTION_TIMEOUT,
+};
+
+/* INT3, INTO, INT1 and the like are instructions; #PF, NMI and the like are not. */
+static bool is_software_event(uint32_t information)
+{
+	uint32_t type = information >> 8 & 7;
+	return type >= INTERRUPTION_TYPE_SOFTWARE_INTERRUPT && type <= INTERRUPTION_TYPE_SOFTWARE_EXCEPTION;
+}
+
+uint64_t exit_instruction_length(void)
+{
+	uint64_t reason = field_or_0(VMCS_EXIT_REASON) & 0xffff;
+	if (reason == EXIT_REASON_EXCEPTION_OR_NMI &&
+	    !is_software_event((uint32_t)field_or_0(VMCS_EXIT_INTERRUPTION_INFORMATION)))
+		return 0;
+	for (size_t i = 0; i < sizeof(not_of_an_instruction) / sizeof(not_of_an_instruction[0]); i++)
+		if (reason == not_of_an_instruction[i])
+			return 0;
+	return field_or_0(VMCS_EXIT_INSTRUCTION_LENGTH);
+}
+
 /* The instruction at the exit's RIP, if the exit says how long it is. */
 static void remember_code(void)
 {
 	struct address address = {GUEST_LINEAR, last.rip};
 	last.code_bytes = 0;
-	if (last.length == 0 || last.length > INSTRUCTION_BYTES ||
-	    last.reason & EXIT_REASON_ENTRY_FAILURE_BIT)
+	if (last.length == 0 || last.length > INSTRUCTION_BYTES)
 		return;
 	if (!(field_or_0(VMCS_GUEST_CS_ACCESS_RIGHTS) & ACCESS_RIGHTS_L))
 		address.at = (uint32_t)(field_or_0(VMCS_GUEST_CS_BASE) + last.rip);
@@ -47,7 +91,7 @@ void exit_remember(const uint64_t before[GENERAL_REGISTERS], uint64_t rflags_bef
 	last.error_code = (uint32_t)field_or_0(VMCS_EXIT_INTERRUPTION_ERROR_CODE);
 	last.vectoring = (uint32_t)field_or_0(VMCS_IDT_VECTORING_INFORMATION);
 	last.qualification = field_or_0(VMCS_EXIT_QUALIFICATION);
-	last.length = field_or_0(VMCS_EXIT_INSTRUCTION_LENGTH);
+	last.length = exit_instruction_length();
 	last.linear = field_or_0(VMCS_GUEST_LINEAR_ADDRESS);
 	last.physical = field_or_0(VMCS_GUEST_PHYSICAL_ADDRESS);
 	last.rip = field_or_0(VMCS_GUEST_RIP);
@@ -153,7 +197,7 @@ static void say_where(void)
 {
 	bool any = false;
 	say("  rip %#lx", last.rip);
-	if (last.length && !(last.reason & EXIT_REASON_ENTRY_FAILURE_BIT))
+	if (last.length)
 		say(", instruction length %lu", last.length);
 	if (last.code_bytes)
 		say(":");

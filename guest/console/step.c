@@ -22,7 +22,7 @@ static struct {
 		uint64_t value;
 	} before[MOST_CHANGES];
 	unsigned int count;
-	bool clears_tf;
+	bool clears_tf, by_mtf;
 } changes;
 
 static bool change(uint32_t field, uint64_t value)
@@ -97,10 +97,16 @@ bool step_prepare(enum step_way way)
 		say("note: this processor does not allow MONITOR_TRAP_FLAG to be 1\n");
 	if (way == STEP_BY_ANY)
 		way = mtf ? STEP_BY_MTF : STEP_BY_TF;
+	changes.by_mtf = way == STEP_BY_MTF;
 	done = way == STEP_BY_MTF ? prepare_mtf() : prepare_tf();
 	if (!done)
 		step_end();
 	return done;
+}
+
+bool step_is_by_mtf(void)
+{
+	return changes.by_mtf;
 }
 
 /*

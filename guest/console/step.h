@@ -13,6 +13,9 @@ enum step_way {
 /* Changes the current VMCS for one entry, and says how. False, and said, where that can't be. */
 bool step_prepare(enum step_way way);
 
+/* Which way it was. */
+bool step_is_by_mtf(void);
+
 /* After the entry, whatever came of it. */
 void step_end(void);
 

@@ -7,7 +7,7 @@ violation, a HLT.
 
 from __future__ import annotations
 
-from vmxlab.cases.case import Case
+from vmxlab.cases.case import Case, Limits
 from vmxlab.cases.memory import UNMAPPED, guest_ept
 from vmxlab.cases.reactions import Reaction, on, port_is
 from vmxlab.image import layout
@@ -33,6 +33,9 @@ PROGRAM = f"""
     mov  rbx, [UNMAPPED]     # mapped now: no exit
     hlt                      # exits, and ends the case
 """
+
+PATIENCE_TSC = 1 << 26
+"""How long L2 may run for a person who waits: some milliseconds, on an emulator about a second."""
 
 SCANCODE = 0x1C
 """What the reaction to the first exit gives L2 to read: the Enter key."""
@@ -74,6 +77,7 @@ def prompt_case() -> Case:
         program=f"nop; in al, {PORT_A:#x}; mov ecx, {Msr.IA32_EFER:#x}; rdmsr; hlt",
         io_bitmap=IOBitmap.passthrough_all(),
         msr_bitmap=MsrBitmap.passthrough_all(),
+        limits=Limits(l2_tsc=PATIENCE_TSC),
     )
 
 
