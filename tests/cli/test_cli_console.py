@@ -82,6 +82,11 @@ class Terminal:
     def send(self, text: bytes) -> None:
         os.write(self.master, text)
 
+    def leave(self) -> None:
+        """By the key, which stops the machine."""
+        self.send(b"\x1d")
+        assert self.process.wait(10) == 0
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -110,6 +115,44 @@ def test_a_person_types_and_leaves_by_the_key(terminal: Terminal) -> None:
     terminal.send(b"he\x1d")
     assert terminal.process.wait(10) == 0
     assert termios.tcgetattr(terminal.slave) == terminal.settings
+
+
+def test_lines_that_are_pasted_are_answered_one_by_one(terminal: Terminal) -> None:
+    """The monitor has room for a few bytes only while it works: the rest waits for the prompt."""
+    terminal.expect(b"vmx> ")
+    terminal.send(b"help\rhelp\r\ndecode 10\rhelp\ndecode 12\r")
+    terminal.expect(b"reason         CPUID")
+    terminal.expect(b"reason         HLT")
+    terminal.expect(b"vmx> ")
+    terminal.leave()
+
+
+def test_an_idle_prompt_costs_nothing_and_wakes_at_a_key(terminal: Terminal, folder: Path) -> None:
+    terminal.expect(b"vmx> ")
+    (command,) = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and is_qemu_in(pid, folder)]
+    deadline = time.monotonic() + 30
+    while (command / "stat").read_text().rpartition(") ")[2][0] != "T":  # stopped
+        assert time.monotonic() < deadline
+    terminal.send(b"decode 12\r")
+    terminal.expect(b"reason         HLT")
+    terminal.leave()
+
+
+def test_ctrl_c_does_not_end_what_l2_does_and_says_so(folder: Path) -> None:
+    """Without a preemption timer nothing ends an endless loop but leaving."""
+    terminal = Terminal(["console", "--engine", "bochs"])
+    try:
+        for line in (b"load", b"code eb fe", b"vmwrite PIN_BASED_CONTROLS 0x16"):
+            terminal.expect(b"vmx> ")
+            terminal.send(line + b"\r")
+        terminal.expect(b"PIN_BASED_CONTROLS (0x4000) = 0x16")
+        terminal.send(b"launch\r")
+        terminal.expect(b"note: the preemption timer is not active")
+        terminal.send(b"\x03")
+        terminal.expect(b"(no prompt yet: the monitor, or L2, is at work; Ctrl-] leaves)")
+        terminal.leave()
+    finally:
+        terminal.close()
 
 
 def test_a_terminal_is_put_back_when_the_console_is_ended_by_a_signal(terminal: Terminal) -> None:
