@@ -84,37 +84,33 @@ static bool msr_operand(const char *word, uint64_t *msr)
 	return false;
 }
 
+static void say_msr(vmx_outcome outcome, uint64_t msr, uint64_t value)
+{
+	if (outcome == VMX_SUCCEED) {
+		say_value(&msr_names, msr, value);
+		return;
+	}
+	outcome_say(outcome);
+	say("\n");
+}
+
 static bool run_rdmsr(unsigned int count, char *words[])
 {
-	uint64_t msr, value;
-	vmx_outcome outcome;
+	uint64_t msr, value = 0;
 	(void)count;
 	if (!msr_operand(words[1], &msr))
 		return false;
-	outcome = try_rdmsr((uint32_t)msr, &value);
-	if (outcome == VMX_SUCCEED) {
-		say_value(&msr_names, msr, value);
-	} else {
-		outcome_say(outcome);
-		say("\n");
-	}
+	say_msr(try_rdmsr((uint32_t)msr, &value), msr, value);
 	return true;
 }
 
 static bool run_wrmsr(unsigned int count, char *words[])
 {
 	uint64_t msr, value;
-	vmx_outcome outcome;
 	(void)count;
 	if (!msr_operand(words[1], &msr) || !number_operand(words[2], &value))
 		return false;
-	outcome = try_wrmsr((uint32_t)msr, value);
-	if (outcome == VMX_SUCCEED) {
-		say_value(&msr_names, msr, value);
-	} else {
-		outcome_say(outcome);
-		say("\n");
-	}
+	say_msr(try_wrmsr((uint32_t)msr, value), msr, value);
 	return true;
 }
 
@@ -138,13 +134,28 @@ static bool region_operand(unsigned int count, char *words[], uint64_t own, uint
 	return true;
 }
 
-static bool run_vmxon(unsigned int count, char *words[])
+static bool on_region(unsigned int count, char *words[], uint64_t own, vmx_outcome (*instruction)(uint64_t))
 {
 	uint64_t region;
-	if (!region_operand(count, words, VMXON_REGION, &region))
+	if (!region_operand(count, words, own, &region))
 		return false;
-	outcome_report(l1_vmxon(region));
+	outcome_report(instruction(region));
 	return true;
+}
+
+static bool run_vmxon(unsigned int count, char *words[])
+{
+	return on_region(count, words, VMXON_REGION, l1_vmxon);
+}
+
+static bool run_vmclear(unsigned int count, char *words[])
+{
+	return on_region(count, words, VMCS_REGION, l1_vmclear);
+}
+
+static bool run_vmptrld(unsigned int count, char *words[])
+{
+	return on_region(count, words, VMCS_REGION, l1_vmptrld);
 }
 
 static bool run_vmxoff(unsigned int count, char *words[])
@@ -152,24 +163,6 @@ static bool run_vmxoff(unsigned int count, char *words[])
 	(void)count;
 	(void)words;
 	outcome_report(l1_vmxoff());
-	return true;
-}
-
-static bool run_vmclear(unsigned int count, char *words[])
-{
-	uint64_t region;
-	if (!region_operand(count, words, VMCS_REGION, &region))
-		return false;
-	outcome_report(l1_vmclear(region));
-	return true;
-}
-
-static bool run_vmptrld(unsigned int count, char *words[])
-{
-	uint64_t region;
-	if (!region_operand(count, words, VMCS_REGION, &region))
-		return false;
-	outcome_report(l1_vmptrld(region));
 	return true;
 }
 
