@@ -97,10 +97,12 @@ static void say_msr(vmx_outcome outcome, uint64_t msr, uint64_t value)
 static bool run_rdmsr(unsigned int count, char *words[])
 {
 	uint64_t msr, value = 0;
+	vmx_outcome outcome;
 	(void)count;
 	if (!msr_operand(words[1], &msr))
 		return false;
-	say_msr(try_rdmsr((uint32_t)msr, &value), msr, value);
+	outcome = try_rdmsr((uint32_t)msr, &value);
+	say_msr(outcome, msr, value);
 	return true;
 }
 
