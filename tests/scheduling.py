@@ -26,6 +26,7 @@ _FIRST = (
     "tests/faults/",
     "tests/console/",
     "tests/cli/",
+    "tests/prompt/",
     "tests/properties/",
     "tests/reports/test_reports_html_browser.py",
     "tests/exits/",

@@ -140,7 +140,7 @@ def test_an_exit_that_is_about_no_instruction_is_not_skipped(loaded):
 
 
 def test_an_endless_loop_ends_by_the_preemption_timer(loaded):
-    loaded("code eb fe")
+    loaded("code eb fe", "vmwrite VMX_PREEMPTION_TIMER_VALUE 1000")
     assert "exit: PREEMPTION_TIMER (52): -\n" in loaded("launch")
 
 

@@ -231,14 +231,18 @@ def test_a_large_page_is_split_for_a_smaller_change(loaded, page_walker):
 
 
 def test_tables_come_from_pages_that_no_table_uses_until_none_is_left(loaded):
-    """Each page of 4 KiB here needs three tables of its own; EPT_TABLES has room for 0xf0 in all."""
-    for n in range(1, 200):
-        if "no page for a table is free" in loaded(f"ept map {n << 39:#x} 0"):
-            break
-    assert n == (layout.EPT_TABLES_MAX - 4) // 3 + 1
+    """All but four pages of EPT_TABLES hang below the root; each page of 4 KiB mapped here needs three."""
+    root = loaded.value("vmread EPT_POINTER") & ~0xFFF
+    assert root == layout.EPT_TABLES
+    used = [root + (n << 12) | 7 for n in range(4, layout.EPT_TABLES_MAX - 4)]
+    for n in range(0, len(used), 60):
+        values = " ".join(f"{value:#x}" for value in used[n : n + 60])
+        loaded(f"mem u64 {root + 8 * (256 + n):#x} = {values}")
+    assert "is physical address 0x0" in loaded("ept map 0x8000000000 0")
+    assert "no page for a table is free from 0x1010000 to 0x10fffff" in loaded("ept map 0x10000000000 0")
     assert loaded("ept show 0x8000").endswith(f"is physical address {L2_MEMORY + 0x8000:#x}\n")
     loaded("load")
-    assert "is physical address 0x0" in loaded("ept map 0x8000000000 0")
+    assert "is physical address 0x0" in loaded("ept map 0x10000000000 0")
 
 
 def test_tables_that_lead_in_a_circle_are_shown_with_an_end(loaded):
