@@ -55,8 +55,9 @@ static bool run_load(unsigned int count, char *words[])
 		script_name(&script, name);
 		if (!is_wanted(wanted, number, name))
 			continue;
-		script_set_up(&script);
-		say("case %u%s%s is set up; 'launch' enters it\n", number, *name ? ", " : "", name);
+		say("case %u%s%s %s\n", number, *name ? ", " : "", name,
+		    script_set_up(&script) ? "is set up; 'launch' enters it"
+					   : "failed on the way to its entry");
 		state_say();
 		return true;
 	}

@@ -561,11 +561,12 @@ void script_run(const struct script *script)
 	report_end();
 }
 
-void script_set_up(const struct script *script)
+bool script_set_up(const struct script *script)
 {
 	run.sets_up = true;
 	run_script(script, false);
 	record_end_list();
+	return strcmp(run.why, "done") == 0;
 }
 
 void script_name(const struct script *script, char name[NAME_BYTES + 1])

@@ -17,9 +17,9 @@ void script_run(const struct script *script);
 
 /*
  * The same up to the first entry, which is not made: what has been set up stays, for the prompt to go on with.
- * What was set up before is undone first.
+ * What was set up before is undone first. False where it failed on the way, which the records say.
  */
-void script_set_up(const struct script *script);
+bool script_set_up(const struct script *script);
 
 /* The name of the case; "" where it has none. */
 void script_name(const struct script *script, char name[NAME_BYTES + 1]);

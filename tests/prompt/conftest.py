@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmxlab import Case, IOBitmap, Lab, MsrBitmap
+from vmxlab.cases.steps import Enter, Vmxon
 from vmxlab.console.session import Session
 from vmxlab.demo import prompt_case
 from vmxlab.image.compiler import CompiledCase, compile_cases
@@ -94,7 +95,7 @@ class Prompt:
 
 @pytest.fixture(scope="package")
 def open_prompt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Iterator[Prompt]]:
-    """open_prompt(engine): a generator for a fixture; an image with two cases where the engine has VMX."""
+    """open_prompt(engine): a generator for a fixture; an image with cases where the engine has VMX."""
 
     def open_(engine: str) -> Iterator[Prompt]:
         folder: Path = tmp_path_factory.mktemp("prompt")
@@ -102,7 +103,8 @@ def open_prompt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ite
             if not lab.session().has_vmx:
                 yield Prompt(lab.session(), [])
                 return
-            compiled = compile_cases([prompt_case(), all_intercepted()], lab.target)
+            never_enters = Case(name="never-enters", steps=(Vmxon(region=0x123), Enter()))
+            compiled = compile_cases([prompt_case(), all_intercepted(), never_enters], lab.target)
             payload = pack_payload([case.units for case in compiled], wait=True)
             yield Prompt(lab.image_session(payload), compiled)
 

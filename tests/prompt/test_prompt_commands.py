@@ -122,7 +122,7 @@ def test_help_for_no_command_says_so(prompt):
         "ept unmap 0x123",
         "ept new now",
         "load 1 2",
-        "run 2",
+        "run 3",
         "fault xy",
     ],
 )
@@ -285,7 +285,7 @@ def test_an_image_for_the_prompt_does_not_run_its_cases(prompt):
 
 
 def test_cases_are_listed_and_run(prompt):
-    assert prompt("cases") == "    0  baseline\n    1  all-intercepted\n"
+    assert prompt("cases") == "    0  baseline\n    1  all-intercepted\n    2  never-enters\n"
     answer = prompt("run 1")
     assert answer.count("@exit ") > 10
     assert "@done cases=0x1*" in answer
@@ -306,6 +306,12 @@ def test_loading_undoes_what_was_there(prompt):
     prompt("load", "reg rax 5", "vmwrite TPR_THRESHOLD 5", "launch", "load")
     assert prompt.value("reg rax") == 0
     assert "by=vmlaunch" in prompt("launch")
+
+
+def test_a_case_that_fails_before_its_entry_says_so(prompt):
+    answer = prompt("load never")
+    assert "@vmx op=vmxon rc=invalid*" in answer
+    assert answer.endswith("case 2, never-enters failed on the way to its entry\nnot in VMX operation\n")
 
 
 def test_a_case_that_is_not_there_is_not_loaded(prompt):

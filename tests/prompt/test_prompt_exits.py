@@ -264,3 +264,14 @@ def test_an_entry_without_a_current_vmcs(prompt):
 def test_a_reason_that_is_not_assigned_is_a_number(prompt):
     assert decoded(prompt, "decode 200") == ["reason 200"]
     assert ExitReason.HLT.name in prompt("decode 12")
+
+
+def test_vmxlab_decode_tells_what_was_done_by_hand(loaded, capsys):
+    """Records that no case holds are missing nothing, and a case that runs afterwards is one."""
+    loaded("launch", "load 1", "launch", "skip", "resume", "fault ud", "resume", "run 0", "state")
+    assert main(["decode", str(loaded.session.log.path)]) == 0
+    story = capsys.readouterr().out
+    assert "by hand\n" in story
+    assert "case 0  baseline\n" in story
+    assert story.splitlines()[-1].startswith("whole  1 case, ")
+    assert "missing" not in story

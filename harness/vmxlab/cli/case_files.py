@@ -155,9 +155,7 @@ def assemble_ahead(cases: Sequence[Case]) -> None:
         assemble_programs(cases)
 
 
-def compile_for(
-    target: Target, cases: Sequence[Case], *, report_code: bool = False
-) -> list[CompiledCase]:
+def compile_for(target: Target, cases: Sequence[Case], *, report_code: bool = False) -> list[CompiledCase]:
     """All cases that the target can run, numbered from 0; what it lacks is said. Raises CaseError.
 
     `report_code`: see `compile_case`.

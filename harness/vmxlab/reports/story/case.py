@@ -51,6 +51,8 @@ class CaseTeller:
     environment: Environment | None = None
     with_data: bool = False
     is_live: bool = False
+    by_hand: bool = False
+    """What was typed at the prompt made these records: no case, and without start or end."""
     whole: bool = True
     place: Place = Place.SETUP
     last: str = ""
@@ -67,6 +69,8 @@ class CaseTeller:
     @property
     def title(self) -> str:
         """ "case 3 ports", "live command 5"."""
+        if self.by_hand:
+            return "what was done by hand"
         if self.is_live:
             return f"live command {self.builder.number}"
         return f"case {self.builder.number} {self.builder.name}".rstrip()

@@ -84,6 +84,8 @@ class Storyteller:
     _held: Line | None = None
     """A damaged line: what a machine was saying when it died, if the engine's last words follow."""
     _words: LastWords = field(default_factory=LastWords)
+    _typed: bool = False
+    """Something was typed at the last prompt."""
     _meant: bool = False
     _any: bool = False
 
@@ -148,10 +150,12 @@ class Storyteller:
     def _text(self, line: Line) -> Iterator[Passage]:
         content = line.content
         if content.startswith(_PROMPT):
-            yield from self._leave("the prompt is back")
+            if self._case is None or not self._case.by_hand:
+                yield from self._leave("the prompt is back")
             self._place = Place.IDLE
             self._meant = True
-            if not content[len(_PROMPT) :].strip():
+            self._typed = bool(content[len(_PROMPT) :].strip())
+            if not self._typed:
                 return
         yield Passage(line.number, Kind.TEXT, "", readable(content, line.lost))
 
@@ -214,7 +218,7 @@ class Storyteller:
             case "panic":
                 self.deaths += 1
                 yield told_panic(line, record)
-            case "fault" if self._case is None:
+            case "fault" if self._case is None or self._case.by_hand:
                 yield told_fault(line, record)
             case kind if kind in _IN_A_CASE:
                 yield from self._in_a_case(line, record)
@@ -239,6 +243,7 @@ class Storyteller:
         yield told_boot(line, record)
 
     def _restart(self, line: int) -> Iterator[Passage]:
+        self._end_by_hand()
         case, where = self._case, self._where()
         if case is None:
             yield Passage(line, Kind.TEXT, "restart", where)
@@ -258,6 +263,11 @@ class Storyteller:
     def _enter(self, line: int, record: Record | None) -> Iterator[Passage]:
         """A case begins; `record` None: its start is missing."""
         case = CaseTeller(line, self._environment, self.with_data)
+        if record is None and self._place is Place.IDLE and self._typed:
+            case.by_hand = True
+            self._case = case
+            yield Passage(line, Kind.CASE, "by hand", "")
+            return
         if record is None:
             case.whole = False
             self._case = case
@@ -282,6 +292,8 @@ class Storyteller:
         yield from passages
 
     def _in_a_case(self, line: int, record: Record) -> Iterator[Passage]:
+        if record.kind == "exit" and record.number("n") == 0:
+            self._end_by_hand(with_exits=True)
         if self._case is None:
             yield from self._enter(line, None)
         case = self._case
@@ -294,8 +306,15 @@ class Storyteller:
             self._finish(case)
             self._place = Place.BETWEEN
 
+    def _end_by_hand(self, *, with_exits: bool = False) -> None:
+        """What was done at the prompt is over, which nothing tells; `with_exits`: if it had any."""
+        case = self._case
+        if case is not None and case.by_hand and (case.builder.exits or not with_exits):
+            self._case = None
+
     def _leave(self, what: str) -> Iterator[Passage]:
         """Something came that no open case can be followed by."""
+        self._end_by_hand()
         case = self._case
         if case is None:
             return
@@ -322,6 +341,7 @@ class Storyteller:
         return self._place.value
 
     def _close(self) -> Passage:
+        self._end_by_hand()
         case, place = self._case, self._place
         where = self._where()
         if case is not None:
