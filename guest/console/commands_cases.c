@@ -15,7 +15,7 @@ static uint32_t cases_here(void)
 {
 	uint32_t cases = cases_available();
 	if (!cases)
-		say("this image holds no cases; 'vmxlab console' makes one that does\n");
+		say("this image holds no cases\n");
 	return cases;
 }
 
