@@ -15,11 +15,6 @@
 #define INTERRUPTIBILITY_STI_MOV_SS (INTERRUPTIBILITY_BLOCKING_BY_STI | INTERRUPTIBILITY_BLOCKING_BY_MOV_SS)
 #define ACCESS_RIGHTS_L (1u << 13) /* SDM Vol. 3C, table 25-2: 64-bit code segment */
 
-static const char *const register_names[GENERAL_REGISTERS] = {
-	"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-	"r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15",
-};
-
 /* What the record of an exit holds besides the reason: zero values are left out. */
 static const struct {
 	const char *key;
@@ -77,7 +72,7 @@ static void report_exit(const struct exit_policy *policy, uint32_t reason, const
 	report_changed("rflags", read_field(VMCS_GUEST_RFLAGS), &last_rflags);
 	l2_registers[REGISTER_RSP] = read_field(VMCS_GUEST_RSP);
 	for (unsigned int i = 0; i < GENERAL_REGISTERS; i++)
-		report_changed(register_names[i], l2_registers[i], &last_registers[i]);
+		report_changed(record_register_keys[i], l2_registers[i], &last_registers[i]);
 	for (unsigned int i = 0; i < policy->watched_count; i++)
 		record_field(policy->watched[i], read_field(policy->watched[i]));
 	record_end();
@@ -106,7 +101,7 @@ static void set_field(uint32_t field, uint64_t value)
  * As if the instruction had been executed: RIP past it, in the width of the code segment, and the blocking
  * by STI and MOV SS gone (SDM Vol. 3A, 6.8.3: it lasts for one instruction).
  */
-static void skip_instruction(void)
+void exits_skip_instruction(void)
 {
 	uint64_t rip = read_field(VMCS_GUEST_RIP) + read_field(VMCS_EXIT_INSTRUCTION_LENGTH);
 	uint64_t interruptibility = read_field(VMCS_GUEST_INTERRUPTIBILITY_STATE);
@@ -150,7 +145,7 @@ static bool act(enum action action, struct reader *operands, const char **why)
 	case ACTION_RESUME:
 		return true;
 	case ACTION_SKIP:
-		skip_instruction();
+		exits_skip_instruction();
 		return true;
 	case ACTION_SET_REGISTER:
 		number = take8(operands);

@@ -48,6 +48,9 @@ const char *exits_run(struct exit_policy *policy, bool resume, uint32_t max_exit
 /* Reports and counts an exit that another part of the monitor has seen. `entered_by` as the record has it; or NULL. */
 void exits_report(const struct exit_policy *policy, uint32_t reason, const char *entered_by);
 
+/* As the action "skip": RIP past the instruction that exited, in the current VMCS. */
+void exits_skip_instruction(void);
+
 /* How many exits the case has had. */
 uint32_t exits_count(void);
 

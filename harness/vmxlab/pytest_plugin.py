@@ -327,6 +327,12 @@ def pytest_runtest_call(item: pytest.Item) -> None:
             fixture.require(*mark.args)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A live machine does not outlive its test."""
+    item.config.stash[_TEST].close_live()
+
+
 # --- reports -----------------------------------------------------------------------------------------------
 
 
@@ -345,6 +351,7 @@ def pytest_runtest_makereport(
         report.sections += _by_need_section(runs)
     if call.when != "teardown" and report.failed:
         report.sections += [_log_section(run) for run in _worth_showing(runs)]
+        report.sections += item.config.stash[_TEST].live_sections()
         if len(runs) > _MAX_SECTIONS:
             more = f"{len(runs) - _MAX_SECTIONS} more cases of this test in {runs[-1].log_path}"
             report.sections.append(("vmxlab", more))

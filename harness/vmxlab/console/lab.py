@@ -31,12 +31,16 @@ from vmxlab.errors import (
     ProtocolError,
     VmxlabError,
 )
+from vmxlab.image import script
 from vmxlab.image.compiler import CompiledCase, Target, assemble_programs, compile_case
 from vmxlab.image.frames import Frame, encode_frame, pack_payload
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
+    from vmxlab.console.live.link import LiveLink
+    from vmxlab.console.live.machine import LiveMachine
+    from vmxlab.console.records import Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
     from vmxlab.structures import Capabilities
 
@@ -90,6 +94,7 @@ class Lab:
         self._width = 52
         self._has_vmx: bool | None = None
         self._entries_of_past_machines: int | None = None
+        self._live: LiveLink | None = None
 
     # --- what it runs on -------------------------------------------------------------------------------
 
@@ -167,6 +172,7 @@ class Lab:
             error.locate(case=case.name or f"case {number}")
             raise
         deadline = case.limits.seconds or self._case_deadline_s
+        self._live = None
         try:
             frame = encode_frame(compiled.units, self._frame)
             records = session.run_frame(frame.data, deadline)
@@ -247,6 +253,52 @@ class Lab:
         finally:
             self._down()
 
+    # --- live ------------------------------------------------------------------------------------------
+
+    def live(self, case: Case | None = None) -> LiveMachine:
+        """A live machine on the machine that is up, set up as `case` says but not entered.
+
+        It is lost when a case runs here, or another live machine begins. Without a case it is there on a
+        processor without VMX, too. Raises as `run`, and InstructionFailed where the set-up fails.
+        """
+        from vmxlab.console.live.machine import LiveMachine
+
+        return LiveMachine(self, case)
+
+    def begin_live(self, link: LiveLink, processors: int) -> Session:
+        """Give the machine to a live machine, with what another one has set up undone. For `LiveLink`."""
+        session = self._up(processors)
+        # Any case undoes it; this one does nothing else, and shows in the log where a live session begins.
+        self._exchange(session, [script.case(next(self._numbers), "live")], self._case_deadline_s)
+        self._live = link
+        return session
+
+    def is_live(self, link: LiveLink) -> bool:
+        """Whether the machine is still this live machine's. For `LiveLink`."""
+        return self._live is link
+
+    def end_live(self, link: LiveLink) -> None:
+        """Take the machine back. For `LiveLink`."""
+        if self._live is link:
+            self._live = None
+
+    def live_exchange(self, units: Sequence[bytes], deadline_s: float | None) -> tuple[Session, list[Record]]:
+        """Send a live script to the machine that is up, and give its records. For `LiveLink`."""
+        assert self._session is not None and self._machine is not None
+        self._machine.resume()
+        return self._session, self._exchange(self._session, units, deadline_s or self._case_deadline_s)
+
+    def _exchange(self, session: Session, units: Sequence[bytes], deadline_s: float) -> list[Record]:
+        try:
+            frame = encode_frame(units)
+            records = session.run_frame(frame.data, deadline_s)
+        except BaseException:
+            self._down()
+            raise
+        self._frame = frame
+        self._idle()
+        return records
+
     # --- the machine -----------------------------------------------------------------------------------
 
     def session(self) -> Session:
@@ -310,7 +362,7 @@ class Lab:
         self._entries_of_past_machines = self.nested_entries()
         session, self._session = self._session, None
         machine, self._machine = self._machine, None
-        self._frame = None
+        self._frame = self._live = None
         if machine is not None:
             machine.stop()
         if session is not None:

@@ -25,6 +25,7 @@ from vmxlab.errors import MachineError, MissingCapability, VmxlabError
 from vmxlab.structures.capabilities import Capabilities, Need
 
 if TYPE_CHECKING:
+    from vmxlab.console.live.machine import LiveMachine
     from vmxlab.console.session import Session
     from vmxlab.engines.base import Engine, EngineInfo
     from vmxlab.image.compiler import Target
@@ -158,6 +159,12 @@ class LabByNeed:
             results = self._lab(choice.model).run_image([cases[n] for n in numbers], numbers=numbers)
             runs |= {n: replace(run, by_need=choice.why) for n, run in zip(numbers, results, strict=True)}
         return [runs[number] for number in range(len(cases))]
+
+    def live(self, case: Case | None = None, *, needs: Sequence[Need] = ()) -> LiveMachine:
+        """See `Lab.live`: on the first model that has what the case and `needs` ask for."""
+        if case is None and not needs:
+            return self._default.live()
+        return self._lab(self._model_with(needs, case).model).live(case)
 
     def _run(self, case: Case, number: int, needs: Sequence[Need]) -> Run:
         choice = self._model_for(case, number, needs)
