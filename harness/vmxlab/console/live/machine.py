@@ -293,11 +293,17 @@ class LiveMachine(Instructions):
 
         Text is assembled for the mode of the case. Raises ProgramError.
         """
+        code, units = self._loading(program)
+        self._send(units)
+        return len(code)
+
+    def _loading(self, program: str | bytes) -> tuple[bytes, list[bytes]]:
+        """A program's machine code, and the operations that load it."""
         self._require_vmx()
         (code,) = assemble_programs([Case(program=program, mode=self._case.mode)])
         room = PROGRAM_LIMIT - PROGRAM - len(code)
-        self.guest_memory.write(PROGRAM, code + _HLT[:room])
-        return len(code)
+        parts = self.guest_memory.parts(PROGRAM, code + _HLT[:room])
+        return code, [unit for part in parts for unit in part]
 
     @overload
     def enter(
@@ -336,10 +342,10 @@ class LiveMachine(Instructions):
         self._require_vmx()
         before: list[bytes] = []
         if program is not None:
-            self.load(program)
-            before = script.vmwrites([(int(Field.GUEST_RIP), PROGRAM)])
+            _, before = self._loading(program)
+            before += script.vmwrites([(int(Field.GUEST_RIP), PROGRAM)])
         if handler is None:
-            return self.enter_once(before, resume=resume)
+            return self.enter_once(before, resume=resume)[0]
         return list(self._handled(handler, before, limit, resume))
 
     def resume(self) -> Exit:
@@ -371,7 +377,7 @@ class LiveMachine(Instructions):
         exits: list[Exit] = []
         for number in itertools.count():
             try:
-                exit = replace(self.enter_once(before, resume=resume), number=number)
+                exit = replace(self.enter_once(before, resume=resume)[0], number=number)
             except EntryFailed as error:
                 error.exits = tuple(exits)
                 raise
@@ -392,28 +398,24 @@ class LiveMachine(Instructions):
         raise AssertionError("unreachable")
 
     def enter_once(
-        self,
-        before: Sequence[bytes] = (),
-        *,
-        resume: bool | None = None,
-        after: Sequence[bytes] = (),
-        watch: Sequence[Field] = (),
-    ) -> Exit:
+        self, before: Sequence[bytes] = (), *, resume: bool | None = None, after: Sequence[bytes] = ()
+    ) -> tuple[Exit, Snapshot | None]:
         """`enter()` with operations of the script `before` the entry, and others `after` it in any case.
 
-        `watch`: fields that the exit shows besides those of the case.
+        With the exit comes the snapshot that one of those after it takes.
         """
-        watched = tuple(dict.fromkeys((*self._case.watch, *watch)))
         resume = self.launched if resume is None else resume
+        watched = [as_field(field) for field in self._case.watch]
         units = [
             *before,
-            *([script.watch([as_field(field) for field in watched])] if watched else []),
+            *([script.watch(watched)] if watched else []),
             script.snapshot(all_=not self._snapshots.knows_all, go_on=True),
             script.enter(resume=resume, max_exits=1, go_on=bool(after)),
             *after,
         ]
         run = self._send(units)
-        self._at_entry = self._snapshots.take(run.records) or self._at_entry
+        entry = next((i for i, record in enumerate(run.records) if record.kind == "exit"), len(run.records))
+        self._at_entry = self._snapshots.take(run.records[:entry]) or self._at_entry
         if not run.exits:
             raise self._failed_entry(run)
         (exit,) = run.exits
@@ -424,7 +426,7 @@ class LiveMachine(Instructions):
         self._entries += 1
         if self._current is not None:
             self._launched.add(self._current)
-        return exit
+        return exit, self._snapshots.take(run.records[entry:])
 
     def _read_or_none(self, address: int, length: int) -> bytes | None:
         """The machine's memory as it is, for the rules of VM entry that look into it."""

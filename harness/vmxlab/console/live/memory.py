@@ -46,13 +46,17 @@ class Memory(ABC):
 
     def write(self, address: int, data: bytes) -> None:
         """Put `data` at `address`."""
+        for part in self.parts(address, data):
+            self._send(part)
+
+    def parts(self, address: int, data: bytes) -> list[list[bytes]]:
+        """The operations that put `data` at `address`, in as many scripts as it takes."""
         _check(address, len(data))
-        units = []
+        parts = []
         for at, size in _cut(self._pieces(address, len(data), write=True), _WRITE_BYTES):
             content, data = data[:size], data[size:]
-            units.append(store(at, content))
-        for unit in units:
-            self._send(unit)
+            parts.append(store(at, content))
+        return parts
 
     def read_u8(self, address: int) -> int:
         """A byte."""

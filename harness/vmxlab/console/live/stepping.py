@@ -92,7 +92,8 @@ def _differs(vm: LiveMachine, key: str) -> bool:
 
 def _by_monitor_trap_flag(vm: LiveMachine) -> tuple[Exit, bool]:
     controls = vm.vmread(_CONTROLS)
-    exit = vm.enter_once(_vmwrites({_CONTROLS: controls | _MTF}), after=_vmwrites({_CONTROLS: controls}))
+    before, after = _vmwrites({_CONTROLS: controls | _MTF}), _vmwrites({_CONTROLS: controls})
+    exit, _ = vm.enter_once(before, after=after)
     return exit, exit.reason is ExitReason.MONITOR_TRAP_FLAG
 
 
@@ -101,7 +102,7 @@ def _by_trap_flag(vm: LiveMachine) -> tuple[Exit, bool]:
     which would come before the instruction: it is taken away, as it would be gone behind it."""
     before = vm.snapshot()
     for _ in range(_TRIES):
-        exit = vm.enter_once(
+        exit, taken = vm.enter_once(
             _vmwrites(
                 {
                     Field.GUEST_RFLAGS: before[Field.GUEST_RFLAGS] | RFLAGS.TF,
@@ -109,10 +110,14 @@ def _by_trap_flag(vm: LiveMachine) -> tuple[Exit, bool]:
                     _BLOCKING: before[_BLOCKING] & ~_SHADOW,
                 }
             ),
-            after=_vmwrites({Field.EXCEPTION_BITMAP: before[Field.EXCEPTION_BITMAP]}),
+            after=[
+                *_vmwrites({Field.EXCEPTION_BITMAP: before[Field.EXCEPTION_BITMAP]}),
+                script.snapshot(all_=False),
+            ],
         )
+        assert taken is not None
+        after = taken
         complete = _is_single_step(exit)
-        after = vm.snapshot()
         if not (complete and _differs(vm, _TOO_EARLY) and _stands_still(before, after)):
             break
     vm.vmwrite_all(_put_back(before, after, complete=complete))
