@@ -30,7 +30,7 @@ WORDS = [
     (Field.EPT_POINTER, 0x10_101E, "table 0x101000, 4 levels, WB"),
     (Field.VMCS_LINK_POINTER, (1 << 64) - 1, "no link"),
     (Field.GUEST_TR_ACCESS_RIGHTS, 0x8B, "busy TSS, DPL 0, present"),
-    (Field.GUEST_LDTR_ACCESS_RIGHTS, 1 << 16, "unusable, system type 0, DPL 0, not present"),
+    (Field.GUEST_LDTR_ACCESS_RIGHTS, 1 << 16, "unusable"),
     (
         Field.GUEST_DS_ACCESS_RIGHTS,
         0xD0F7,

@@ -1,4 +1,4 @@
-"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `carrier`, `coverage`.
+"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `shell`, ...
 
 One module a command. What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or
 JSON), `case_files` (cases out of Python files). `main` is the entry point: a user's mistake is a message,
@@ -28,6 +28,7 @@ from vmxlab.cli.doctor import doctor
 from vmxlab.cli.fuzz import fuzz
 from vmxlab.cli.image import image
 from vmxlab.cli.run import run
+from vmxlab.cli.shell import shell
 from vmxlab.cli.sweep import sweep
 from vmxlab.errors import MachineError, VmxlabError
 
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, caps, run, sweep, fuzz, image, console, carrier, coverage, check):
+for _command in (doctor, caps, run, sweep, fuzz, image, console, shell, carrier, coverage, check):
     cli.add_command(_command)
 
 

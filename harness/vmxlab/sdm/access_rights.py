@@ -25,6 +25,8 @@ class AccessRights(BitFlags):
 
 def describe_access_rights(value: int) -> str:
     """Such as "code, readable, accessed, DPL 0, present, L, G"; "unusable" where bit 16 says so."""
+    if value == AccessRights.UNUSABLE:
+        return "unusable"
     words = ["unusable"] if value & AccessRights.UNUSABLE else []
     words += _type_words(value & TYPE_MASK, bool(value & AccessRights.CODE_OR_DATA))
     words.append(f"DPL {value >> 5 & 3}")

@@ -398,11 +398,17 @@ class LiveMachine(Instructions):
         raise AssertionError("unreachable")
 
     def enter_once(
-        self, before: Sequence[bytes] = (), *, resume: bool | None = None, after: Sequence[bytes] = ()
+        self,
+        before: Sequence[bytes] = (),
+        *,
+        resume: bool | None = None,
+        after: Sequence[bytes] = (),
+        since: Snapshot | None = None,
     ) -> tuple[Exit, Snapshot | None]:
         """`enter()` with operations of the script `before` the entry, and others `after` it in any case.
 
-        With the exit comes the snapshot that one of those after it takes.
+        With the exit comes the snapshot that one of those after it takes. `changes` are to be those `since`
+        this snapshot, where there is one, instead of what the operations before the entry left.
         """
         resume = self.launched if resume is None else resume
         watched = [as_field(field) for field in self._case.watch]
@@ -415,7 +421,8 @@ class LiveMachine(Instructions):
         ]
         run = self._send(units)
         entry = next((i for i, record in enumerate(run.records) if record.kind == "exit"), len(run.records))
-        self._at_entry = self._snapshots.take(run.records[:entry]) or self._at_entry
+        at_entry = self._snapshots.take(run.records[:entry])
+        self._at_entry = since or at_entry or self._at_entry
         if not run.exits:
             raise self._failed_entry(run)
         (exit,) = run.exits

@@ -91,9 +91,10 @@ def _differs(vm: LiveMachine, key: str) -> bool:
 
 
 def _by_monitor_trap_flag(vm: LiveMachine) -> tuple[Exit, bool]:
-    controls = vm.vmread(_CONTROLS)
+    since = vm.snapshot()
+    controls = since[_CONTROLS]
     before, after = _vmwrites({_CONTROLS: controls | _MTF}), _vmwrites({_CONTROLS: controls})
-    exit, _ = vm.enter_once(before, after=after)
+    exit, _ = vm.enter_once(before, after=after, since=since)
     return exit, exit.reason is ExitReason.MONITOR_TRAP_FLAG
 
 
@@ -114,6 +115,7 @@ def _by_trap_flag(vm: LiveMachine) -> tuple[Exit, bool]:
                 *_vmwrites({Field.EXCEPTION_BITMAP: before[Field.EXCEPTION_BITMAP]}),
                 script.snapshot(all_=False),
             ],
+            since=before,
         )
         assert taken is not None
         after = taken
