@@ -65,7 +65,7 @@ bench: guest ## measure, as ratios where the machine's speed matters
 
 wheel: guest ## an installable package with the monitor inside, into dist/
 	$(Q)mkdir -p harness/vmxlab/monitor
-	$(Q)cp $(addprefix build/guest/,monitor.elf reset.bin carrier.bin carrier-init) harness/vmxlab/monitor/
+	$(Q)cp $(addprefix build/guest/,monitor.elf monitor.elf.64 reset.bin carrier.bin carrier-init) harness/vmxlab/monitor/
 	$(Q).venv/bin/pip wheel -q --no-deps -w dist .
 
 lint: ## ruff, mypy, clang-format: all of them, whichever fails

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmxlab.cli.common import Status, engine_options, log_option, open_lab
+from vmxlab.cli.debugging import debugging, gdb_option
 from vmxlab.cli.interrupts import answer_first
 from vmxlab.errors import LiveStateLost, MachineError, VmxlabError
 from vmxlab.reports import live as texts
@@ -37,9 +38,10 @@ _NAMES_OF = {
 
 @click.command()
 @click.option("-c", "code", metavar="CODE", help="Run this Python code, and leave.")
+@gdb_option
 @engine_options
 @log_option
-def shell(code: str | None, engine: str, model: str | None, log_dir: Path | None) -> int:
+def shell(code: str | None, debugged: bool, engine: str, model: str | None, log_dir: Path | None) -> int:
     """Talk to a live machine in Python: `vm`.
 
     It is IPython, with the public names of vmxlab in scope. The machine is set up and not entered; after each
@@ -52,14 +54,17 @@ def shell(code: str | None, engine: str, model: str | None, log_dir: Path | None
     interactive = code is None and sys.stdin.isatty()
     if code is None and not interactive:
         code = sys.stdin.read()
-    with open_lab(engine, model, log_dir, command="shell") as lab:
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(open_lab(engine, model, log_dir, command="shell", debugged=debugged))
+        if debugged:
+            stack.enter_context(debugging(lab.engine, lab.log_dir, own_terminal=False))
         vm = lab.live()
         vm.link.uninterrupted = answer_first
-        with _shell(lab, vm, interactive=interactive) as ipython:
-            if code is not None:
-                return status_of(ipython.run_cell(code))
-            click.echo(texts.banner(vm))
-            ipython.mainloop()
+        ipython = stack.enter_context(_shell(lab, vm, interactive=interactive))
+        if code is not None:
+            return status_of(ipython.run_cell(code))
+        click.echo(texts.banner(vm))
+        ipython.mainloop()
     return Status.PASS
 
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 BOOT_DEADLINE_S = 30.0
 CASE_DEADLINE_S = 20.0
+DEBUGGED_DEADLINE_S = 7 * 24 * 3600.0
+"""A person with a debugger takes the time they need."""
 
 CPUID_VMX = "CPUID.1:ECX.VMX[5]"
 
@@ -56,7 +58,8 @@ class Lab:
     `engine` None or "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`).
     `log_dir` holds the serial logs and the engine's own; without one they lie in a temporary folder that goes
     with the lab. `case_deadline_s` is what the engine needs, where none is given. `why` is the
-    reason for this engine, where the caller chose it.
+    reason for this engine, where the caller chose it. `debugged`: someone holds the machine with a debugger
+    (`Engine.debug`), so no deadline counts, and an idle emulator is not stopped.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Lab:
         case_deadline_s: float | None = None,
         boot_deadline_s: float = BOOT_DEADLINE_S,
         why: str | None = None,
+        debugged: bool = False,
     ) -> None:
         from vmxlab.engines.choose import choose
 
@@ -83,7 +87,8 @@ class Lab:
             log_dir = Path(self._temporary.name)
         self._log_dir = log_dir
         self._case_deadline_s = case_deadline_s or CASE_DEADLINE_S * self._engine.patience
-        self._boot_deadline_s = boot_deadline_s
+        self._boot_deadline_s = DEBUGGED_DEADLINE_S if debugged else boot_deadline_s
+        self._debugged = debugged
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None
         self._processors = 1
@@ -171,7 +176,7 @@ class Lab:
         except VmxlabError as error:
             error.locate(case=case.name or f"case {number}")
             raise
-        deadline = case.limits.seconds or self._case_deadline_s
+        deadline = self._deadline(case.limits.seconds)
         self._live = None
         try:
             frame = encode_frame(compiled.units, self._frame)
@@ -249,7 +254,7 @@ class Lab:
         except VmxlabError as error:
             return {number: failed_run(case, number, error) for number, case in cases.items()}
         try:
-            return ImageReader(session, cases, self._boot_deadline_s, self._case_deadline_s).read()
+            return ImageReader(session, cases, self._boot_deadline_s, self._deadline()).read()
         finally:
             self._down()
 
@@ -269,7 +274,7 @@ class Lab:
         """Give the machine to a live machine, with what another one has set up undone. For `LiveLink`."""
         session = self._up(processors)
         # Any case undoes it; this one does nothing else, and shows in the log where a live session begins.
-        self._exchange(session, [script.case(next(self._numbers), "live")], self._case_deadline_s)
+        self._exchange(session, [script.case(next(self._numbers), "live")], self._deadline())
         self._live = link
         return session
 
@@ -286,7 +291,7 @@ class Lab:
         """Send a live script to the machine that is up, and give its records. For `LiveLink`."""
         assert self._session is not None and self._machine is not None
         self._machine.resume()
-        return self._session, self._exchange(self._session, units, deadline_s or self._case_deadline_s)
+        return self._session, self._exchange(self._session, units, self._deadline(deadline_s))
 
     def _exchange(self, session: Session, units: Sequence[bytes], deadline_s: float) -> list[Record]:
         try:
@@ -353,9 +358,13 @@ class Lab:
             rom_path.unlink(missing_ok=True)
         return self._session
 
+    def _deadline(self, own_s: float | None = None) -> float:
+        """How long the machine may take for a case; `own_s` is the case's own limit."""
+        return DEBUGGED_DEADLINE_S if self._debugged else own_s or self._case_deadline_s
+
     def _idle(self) -> None:
         """An emulator at its prompt costs a whole core: it sleeps until the next case."""
-        if self._machine is not None:
+        if self._machine is not None and not self._debugged:
             self._machine.pause()
 
     def _down(self) -> None:

@@ -42,9 +42,10 @@ class _Choice:
 class LabByNeed:
     """One engine and, where no `model` is named, all its models. A context manager.
 
-    The arguments are those of `Lab` (`deadlines`: its two). So are the properties and methods; `needs` are
-    what the processor must have besides what a case itself asks for. `info`, `capabilities` and `target` are
-    those of the default model: a case that runs on another one may meet another MAXPHYADDR, for example.
+    The arguments are those of `Lab` (`deadlines`: its two), and so are the properties and methods; `debugged`
+    leaves the default model alone. `needs` are what the processor must have besides what a case itself asks
+    for. `info`, `capabilities` and `target` are those of the default model: a case that runs on another one
+    may meet another MAXPHYADDR, for example.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class LabByNeed:
         model: str | None = None,
         log_dir: Path | None = None,
         why: str | None = None,
+        debugged: bool = False,
         **deadlines: float,
     ) -> None:
         self._deadlines = deadlines
-        self._default = Lab(engine, model=model, log_dir=log_dir, why=why, **deadlines)
+        self._default = Lab(engine, model=model, log_dir=log_dir, why=why, debugged=debugged, **deadlines)
         self._default_model = model or self._default.engine.default_model
-        self._others: tuple[str, ...] | None = () if model is not None else None
+        # One machine is enough for a person with a debugger.
+        self._others: tuple[str, ...] | None = () if model is not None or debugged else None
         self._learnt: dict[str, tuple[EngineInfo, Capabilities]] = {}
         self._other: Lab | None = None
         self._other_model = ""
@@ -91,6 +94,11 @@ class LabByNeed:
     def log_path(self) -> Path | None:
         """The serial log of the default model's machine."""
         return self._default.log_path
+
+    @property
+    def log_dir(self) -> Path:
+        """Where its logs are."""
+        return self._default.log_dir
 
     def session(self) -> Session:
         """The session of the default model's machine, at its prompt."""
@@ -237,6 +245,7 @@ class LabByNeed:
                 model=model,
                 log_dir=self._default.log_dir,
                 why=f"{self._default.info.why}; by need: a case needs what {self._default_model} lacks",
+                debugged=False,
                 **self._deadlines,
             )
             self._other_model = model
