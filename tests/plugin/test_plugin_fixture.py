@@ -10,7 +10,7 @@ def test_examples_of_the_readme_pass_and_their_ids_say_where_they_ran(suite):
     examples = [block for block in blocks if "def test_" in block]
     suite.write("\n".join(examples), name="test_readme", imports=False)
     result = suite.run("-v")
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
     result.stdout.re_match_lines([rf"test_readme\.py::test_\w+{BOCHS_ID} PASSED.*"])
 
 

@@ -109,8 +109,7 @@ def _shell(lab: Lab, vm: LiveMachine, *, interactive: bool) -> Iterator[Any]:
 def _names(lab: Lab, vm: LiveMachine) -> dict[str, Any]:
     from importlib import import_module
 
-    import vmxlab
-
+    vmxlab = import_module("vmxlab")
     names = {name: getattr(vmxlab, name) for name in vmxlab.__all__}
     for module, more in _NAMES_OF.items():
         names |= {name: getattr(import_module(module), name) for name in more}
