@@ -54,6 +54,9 @@ docs: environment ## the pages that are made from the code, into docs/
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
 
+shell: guest ## a Python prompt with a live machine
+	$(Q).venv/bin/vmxlab shell $(ARGS)
+
 image: guest ## write an image that boots on every engine, build/vmxlab.*
 	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
@@ -94,4 +97,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console shell image carrier bench wheel lint environment guest clean distclean help

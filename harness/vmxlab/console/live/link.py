@@ -94,7 +94,8 @@ class LiveLink:
         ended = self._ended
         if ended is None:
             raise LiveStateLost(
-                "the machine has run a case, or begun another live session, since: what was set up is undone",
+                "the machine has run a case, begun another live session, or been stopped since: "
+                "what was set up is undone",
                 advice=_ADVICE,
             )
         why = ended.message if isinstance(ended, VmxlabError) else "it was interrupted in a command"
