@@ -21,8 +21,15 @@ setup: guest ## install what is missing, make .venv, build the monitor
 run: guest ## boot a first case and show what it did
 	$(Q).venv/bin/vmxlab run $(ARGS)
 
-test: guest ## the whole suite
+test: guest iso-tools browser ## the whole suite
 	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
+
+# The page is made of what did run, also where tests failed or the session was stopped.
+report: guest iso-tools browser ## the whole suite, or what ARGS names, and what it did as one HTML file: build/report.html
+	$(Q)rm -f build/results.jsonl build/report.html; status=0; \
+	.venv/bin/pytest -n $(JOBS) --vmx-results build/results.jsonl $(ARGS) || status=$$?; \
+	.venv/bin/vmxlab report build/results.jsonl -o build/report.html || exit $$?; \
+	exit $$status
 
 test-kvm: guest ## the exit tests on QEMU/KVM with nested VMX: this host's, or else KVM inside Bochs
 	$(Q).venv/bin/pytest -n $(JOBS) --vmx-engine auto-kvm tests/exits $(ARGS)
@@ -60,6 +67,9 @@ shell: guest ## a Python prompt with a live machine
 image: guest ## write an image that boots on every engine, build/vmxlab.*
 	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
+iso: guest iso-tools ## write an ISO that boots on a PC, build/vmxlab.iso
+	$(Q).venv/bin/vmxlab image --format iso -o build/vmxlab $(ARGS)
+
 carrier: guest ## build what the engine kvm-in-bochs boots, and say what is in it
 	$(Q).venv/bin/vmxlab carrier $(ARGS)
 
@@ -83,6 +93,13 @@ lint: ## ruff, mypy, clang-format: all of them, whichever fails
 environment:
 	$(Q)tools/setup.sh run
 
+# The tests of the HTML report look at it in one; where there is none they are skipped, and say so.
+browser: environment
+	$(Q)tools/setup.sh test
+
+iso-tools:
+	$(Q)tools/setup.sh run iso
+
 # Locked, so that two suites started at once in one checkout don't build into each other.
 guest: environment ## build the monitor into build/guest
 	$(Q)flock build/guest.lock $(MAKE) $(QUIET) -C guest OUT=../build/guest PYTHON=../.venv/bin/python
@@ -97,4 +114,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test test-kvm test-oracle fuzz coverage docs console shell image carrier bench wheel lint environment guest clean distclean help
+.PHONY: setup run test report test-kvm test-oracle fuzz coverage docs console shell image iso carrier bench wheel lint environment iso-tools browser guest clean distclean help

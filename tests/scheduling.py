@@ -27,6 +27,7 @@ _FIRST = (
     "tests/console/",
     "tests/cli/",
     "tests/properties/",
+    "tests/reports/test_reports_html_browser.py",
     "tests/exits/",
 )
 

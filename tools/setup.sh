@@ -3,10 +3,13 @@
 #
 #   tools/setup.sh run         to build, run and test
 #   tools/setup.sh run lint    to check the sources as well
+#   tools/setup.sh run test    and a browser, for the tests of the HTML report
+#   tools/setup.sh run iso     to make ISO images as well
 #
 # Where it may not install, it stops with the commands to run. Nothing is done twice: with all in place it
-# takes some milliseconds. VMXLAB_INSTALL=no keeps it from installing packages, PYTHON=... names the
-# interpreter to use, V=1 shows what apt-get and pip say.
+# takes some milliseconds. Without the browser the rest goes on: its tests say what they miss.
+# VMXLAB_INSTALL=no keeps it from installing packages, PYTHON=... names the interpreter to use, V=1 shows what
+# apt-get and pip say.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -16,6 +19,8 @@ log=build/setup.log
 
 run_packages="gcc binutils bochs bochs-term bochsbios vgabios qemu-system-x86"
 lint_packages="clang-format"
+browser_packages="chromium chromium-driver"
+iso_packages="grub-common grub-pc-bin grub-efi-amd64-bin xorriso mtools"
 
 say() {
     printf 'vmxlab: %s\n' "$*" >&2
@@ -53,6 +58,13 @@ provided() {
             /usr/local/share/bochs/VGABIOS-lgpl-latest* ;;
         qemu-system-x86) have qemu-system-x86_64 ;;
         clang-format) have clang-format ;;
+        chromium) have chromium || have chromium-browser || have google-chrome ;;
+        chromium-driver) have chromedriver ;;
+        grub-common) have grub-mkimage ;;
+        grub-pc-bin) any_file /usr/lib/grub/i386-pc/multiboot.mod ;;
+        grub-efi-amd64-bin) any_file /usr/lib/grub/x86_64-efi/multiboot.mod ;;
+        xorriso) have xorriso ;;
+        mtools) have mformat ;;
         *) return 1 ;;
     esac
 }
@@ -102,17 +114,35 @@ install_packages() {
     elif ! prefix=$(root_prefix); then
         ask_for_packages
     fi
+    if ! apt_install; then
+        say "apt-get could not install: $missing"
+        say "on Ubuntu they are in 'universe': sudo add-apt-repository universe"
+        exit 1
+    fi
+}
+
+# Installs $missing, with $prefix before the command.
+apt_install() {
     say "installing $missing"
     apt_get="$prefix env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300"
     # Word splitting is wanted in both: a command, and a list. Old lists may do where the update fails.
     # shellcheck disable=SC2086
     logged $apt_get update || say "apt-get update failed; trying with the package lists that are here"
     # shellcheck disable=SC2086
-    if ! logged $apt_get install -y --no-install-recommends $missing; then
-        say "apt-get could not install: $missing"
-        say "on Ubuntu they are in 'universe': sudo add-apt-repository universe"
-        exit 1
+    logged $apt_get install -y --no-install-recommends $missing
+}
+
+# The same for what the rest goes on without. Ubuntu has no such packages of a browser: where it was looked for
+# in vain it is not looked for at each make again, but after a `make clean`.
+install_if_possible() {
+    missing=$(missing_of "$@")
+    missing=${missing% }
+    if [ -z "$missing" ] || [ -e build/no-browser ] || ! have apt-get || ! prefix=$(root_prefix); then
+        return 0
     fi
+    apt_install && return
+    say "apt-get could not install $missing: the tests that need it are skipped (it is tried again after: make clean)"
+    : >build/no-browser
 }
 
 ask_for_packages() {
@@ -213,11 +243,14 @@ make_venv() {
 
 [ $# -gt 0 ] || set -- run
 packages=""
+optional=""
 for purpose; do
     case $purpose in
         run) packages="$packages $run_packages" ;;
         lint) packages="$packages $lint_packages" ;;
-        *) say "usage: tools/setup.sh [run] [lint]"; exit 2 ;;
+        iso) packages="$packages $iso_packages" ;;
+        test) optional="$browser_packages" ;;
+        *) say "usage: tools/setup.sh [run] [lint] [iso] [test]"; exit 2 ;;
     esac
 done
 
@@ -235,3 +268,5 @@ else
     install_packages $packages $(venv_package)
     make_venv
 fi
+# shellcheck disable=SC2086
+[ -z "$optional" ] || install_if_possible $optional

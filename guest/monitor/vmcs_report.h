@@ -14,8 +14,8 @@ void report_vmcs(void);
 
 /*
  * "@snapshot f6800=0x.. ... rax=0x..": every field that the processor has, and L2's general registers but RSP,
- * in as many records as it takes. Where `all` is false, only what is not as the last snapshot said. Fails as a
- * VMREAD would.
+ * in as many records as it takes. Where `all` is false, only what is not as the last snapshot said; one record
+ * there is in any case. Fails as a VMREAD would.
  */
 vmx_outcome report_snapshot(bool all);
 

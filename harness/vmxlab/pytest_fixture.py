@@ -35,6 +35,10 @@ class TestAtHand:
     """Why it was skipped."""
     live: list[LiveMachine] = field(default_factory=list)
     """The live machines that it asked for."""
+    refused: Run | None = None
+    """The last case that could not be run at all, with the error that the test got of it."""
+    differing: list[Run] = field(default_factory=list)
+    """The runs that are not as the oracle says, where it was asked (--vmx-oracle)."""
 
     def forget(self) -> None:
         """Start with the next test."""
@@ -43,6 +47,8 @@ class TestAtHand:
         self.lacking = None
         self.close_live()
         self.live.clear()
+        self.refused = None
+        self.differing.clear()
 
     def close_live(self) -> None:
         """A live machine is there for one test."""
@@ -105,7 +111,8 @@ class VmxlabFixture:
 
         Raises CaseError for a case that can't be, MachineError if the machine died or hung.
         """
-        from vmxlab.errors import MachineError
+        from vmxlab.console.unfinished import failed_run
+        from vmxlab.errors import MachineError, VmxlabError
 
         try:
             with self._skipping():
@@ -113,6 +120,9 @@ class VmxlabFixture:
         except MachineError as error:
             if error.run is not None:
                 self._test.runs.append(error.run)
+            raise
+        except VmxlabError as error:
+            self._test.refused = failed_run(case, len(self._test.runs), error)
             raise
         self._test.runs.append(run)
         return run

@@ -7,10 +7,12 @@ How much the oracle knew is said at the end: exits predicted, exits it could not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from vmxlab.pytest_fixture import TestAtHand
 
 if TYPE_CHECKING:
     from vmxlab.console.check import Comparison
@@ -26,16 +28,16 @@ Counts = Counter[str]
 class OracleCheck:
     """A plugin that checks the runs of each test.
 
-    `runs` gives those of the test at hand, `about` the engine's name and version of a test's item; None for a
-    test that runs on none.
+    `test` gives the test at hand, `about` the engine's name and version of a test's item; None for a test
+    that runs on none.
     """
 
     def __init__(
         self,
-        runs: Callable[[], Sequence[Run]],
+        test: Callable[[], TestAtHand],
         about: Callable[[pytest.Item], tuple[str, str] | None],
     ) -> None:
-        self._runs = runs
+        self._test = test
         self._about = about
         self.counts: Counts = Counter()
 
@@ -46,7 +48,10 @@ class OracleCheck:
         about = self._about(item)
         if about is None:
             return
-        new = [line for run in self._runs() for line in self._check(run, *about)]
+        test = self._test()
+        found = [(run, self._check(run, *about)) for run in test.runs]
+        test.differing += [run for run, lines in found if lines]
+        new = [line for _, lines in found for line in lines]
         if new:
             pytest.fail("not what the SDM says:\n" + "\n".join(new), pytrace=False)
 

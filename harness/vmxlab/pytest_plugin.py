@@ -16,8 +16,9 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,22 @@ import pytest
 
 from vmxlab.pytest_coverage import Recorder, coverage_line, without_engine
 from vmxlab.pytest_fixture import TestAtHand, VmxlabFixture
+from vmxlab.pytest_github import Annotations, in_github_actions
 from vmxlab.pytest_oracle import OracleCheck
+from vmxlab.pytest_reports import (
+    by_need_section,
+    exits_differ,
+    failure_lines,
+    failure_sections,
+    run_properties,
+)
+from vmxlab.pytest_reproducer import REPRODUCER_PROPERTY, FailedTest
+from vmxlab.pytest_results import Facts, ResultsRecorder
 from vmxlab.reports.coverage_file import processor_line
 
 if TYPE_CHECKING:
-    from vmxlab.console.run import Exit, Run
+    from vmxlab.console.run import Run
+    from vmxlab.engines.base import EngineInfo
 
 _FIXTURE = "vmxlab"
 _TEST = pytest.StashKey[TestAtHand]()
@@ -39,12 +51,12 @@ _ENTRIES = pytest.StashKey["Counter[str]"]()
 """The VM entries that an engine counted, by its title."""
 _PROCESSORS = pytest.StashKey[list[Mapping[str, object]]]()
 """What the processors can do that tests ran on, as lines of the coverage file."""
+_RESULTS = pytest.StashKey[Facts]()
+"""What makes the facts of each test for --vmx-results."""
 _KNOWN = pytest.StashKey[str]()
 """The key of the known difference for which a test is expected to fail."""
 _WORKER_ENTRIES = "vmx_entries"
 _WORKER_PROCESSORS = "vmx_processors"
-_MAX_LOG_LINES = 200
-_MAX_SECTIONS = 10
 _OPTION = "--vmx-engine"
 
 
@@ -71,6 +83,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write which exit reasons the tests have seen, for `vmxlab coverage FILE`",
     )
     group.addoption(
+        "--vmx-results",
+        default=None,
+        metavar="FILE",
+        help="write what every test did, case by case, for `vmxlab report FILE`",
+    )
+    group.addoption(
         "--vmx-oracle", action="store_true", help="check every run by the oracle as well (Run.check())"
     )
 
@@ -84,6 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", marker)
     config.stash[_TEST] = TestAtHand()
+    config.stash[_RESULTS] = Facts()
     processors: list[Mapping[str, object]] = []
     config.stash[_PROCESSORS] = processors
     counted: Counter[str] = Counter()
@@ -103,9 +122,15 @@ def pytest_configure(config: pytest.Config) -> None:
     else:  # where it is now: a test may go elsewhere
         config.option.vmx_log_dir = str(Path(config.option.vmx_log_dir).absolute())
     config.pluginmanager.register(_Summary(config, temporary), "vmxlab-summary")
+    if in_github_actions():
+        config.pluginmanager.register(Annotations(config), "vmxlab-annotations")
     if config.option.vmx_coverage is not None:
         recorder = Recorder(Path(config.option.vmx_coverage), processors)
         config.pluginmanager.register(recorder, "vmxlab-coverage")
+    if config.option.vmx_results is not None:
+        arguments = [str(argument) for argument in config.invocation_params.args]
+        results = ResultsRecorder(Path(config.option.vmx_results), processors, arguments)
+        config.pluginmanager.register(results, "vmxlab-results")
 
 
 def _oracle_check(config: pytest.Config) -> OracleCheck:
@@ -115,7 +140,7 @@ def _oracle_check(config: pytest.Config) -> OracleCheck:
         name = _engine_of(item)
         return None if name is None else (name, _about(config, name).version)
 
-    return OracleCheck(lambda: config.stash[_TEST].runs, about)
+    return OracleCheck(lambda: config.stash[_TEST], about)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -270,7 +295,7 @@ def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
         entries = lab.nested_entries()
         if entries:
             config.stash[_ENTRIES][lab.info.title()] += entries
-        if config.option.vmx_coverage is not None:
+        if _tells_coverage(config):
             config.stash[_PROCESSORS] += [
                 processor_line(info, capabilities, is_default=info.model == about.model)
                 for info, capabilities in lab.processors()
@@ -345,48 +370,62 @@ def pytest_runtest_makereport(
     if call.when == "call" and uses_it:
         _add_properties(item)
     report = yield
+    if call.when == "teardown":
+        return report
+    if call.when == "setup" and uses_it and not report.passed:
+        _add_properties(item)
     runs = item.config.stash[_TEST].runs
-    if call.when != "teardown" and uses_it:
-        report.vmxlab = _facts(item, report)  # type: ignore[attr-defined]
-        report.sections += _by_need_section(runs)
-    if call.when != "teardown" and report.failed:
-        report.sections += [_log_section(run) for run in _worth_showing(runs)]
+    facts = _facts(item, call, report) if uses_it else {}
+    report.sections += by_need_section(runs)
+    if report.failed:
+        report.sections += failure_sections(runs)
         report.sections += item.config.stash[_TEST].live_sections()
-        if len(runs) > _MAX_SECTIONS:
-            more = f"{len(runs) - _MAX_SECTIONS} more cases of this test in {runs[-1].log_path}"
-            report.sections.append(("vmxlab", more))
+        facts["failed"] = failure_lines(runs) + _keep_reproducers(item, call, report)
+    report.vmxlab = facts  # type: ignore[attr-defined]
     return report
 
 
-def _worth_showing(runs: Sequence[Run]) -> Sequence[Run]:
-    """All, or where there are many those without PASS and the last ones; in their order."""
-    from vmxlab.console.run import Verdict
+def _keep_reproducers(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> list[str]:
+    """Keep what it takes to ask the failed cases again; where that is, in a line."""
+    test = item.config.stash[_TEST]
+    failed = FailedTest(item.nodeid, report.longreprtext, test, call.excinfo, partial(_info_of, item))
+    sections, folder = failed.keep(Path(item.config.option.vmx_log_dir))
+    report.sections += sections
+    if folder is None:
+        return []
+    item.user_properties.append((REPRODUCER_PROPERTY, str(folder)))
+    return [f"reproducer: {folder}"]
 
-    # Sorting keeps the order of equals: what is not PASS comes first, then the latest.
-    latest_first = list(runs)[::-1]
-    ranked = sorted(latest_first, key=lambda run: run.verdict is Verdict.PASS)[:_MAX_SECTIONS]
-    return [run for run in runs if any(run is kept for kept in ranked)]
+
+def _info_of(item: pytest.Item, run: Run) -> EngineInfo | None:
+    """What a run ran on. No machine is booted to know it."""
+    fixture: VmxlabFixture | None = getattr(item, "funcargs", {}).get(_FIXTURE)
+    return None if fixture is None else fixture.lab.known_info_of(run)
 
 
 def _add_properties(item: pytest.Item) -> None:
-    runs = item.config.stash[_TEST].runs
-    fixture = getattr(item, "funcargs", {}).get(_FIXTURE)
-    if fixture is None or not runs:
-        return
-    infos = [fixture.lab.info_of(run) for run in runs]
-    item.user_properties += [
-        ("vmx_engine", f"{infos[0].name} {infos[0].version}"),
-        ("vmx_model", ",".join(dict.fromkeys(info.model for info in infos))),
-        ("vmx_cases", len(runs)),
-        ("vmx_exits", sum(len(run.exits) for run in runs)),
-        ("vmx_log", str(runs[-1].log_path)),
-    ]
+    engine = _engine_of(item)
+    assert engine is not None
+    about, runs = _about(item.config, engine), item.config.stash[_TEST].runs
+    infos = [info for run in runs if (info := _info_of(item, run)) is not None]
+    if not infos:
+        from vmxlab.engines.base import EngineInfo
+
+        infos = [EngineInfo(about.name, about.version, about.model, about.why)]
+    item.user_properties += run_properties(runs, infos)
 
 
-def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
+def _tells_coverage(config: pytest.Config) -> bool:
+    """Whether a file is written that says what the tests have seen."""
+    return config.option.vmx_coverage is not None or config.option.vmx_results is not None
+
+
+def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> dict[str, object]:
     """What the process that was started needs to know of a test, in words that JSON knows.
 
-    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file.
+    `ran`: cases and exits by the engine's title. `coverage`: the test's line in the coverage file. `results`:
+    what stands of it in the file of results. `failed`: of a test that failed, what is to be said of it in few
+    lines.
     """
     facts: dict[str, object] = {}
     test = item.config.stash[_TEST]
@@ -398,37 +437,17 @@ def _facts(item: pytest.Item, report: pytest.TestReport) -> dict[str, object]:
             counts[0] += 1
             counts[1] += len(run.exits)
         facts["ran"] = ran
-    if item.config.option.vmx_coverage is not None:
+    if _tells_coverage(item.config):
         engine = _engine_of(item)
         assert engine is not None
         about, key = _about(item.config, engine), item.stash.get(_KNOWN, None)
         where = {"engine": engine, "version": about.version}
-        name = without_engine(item.nodeid, about.test_id)
-        facts["coverage"] = coverage_line(report, test, key, {"test": name, **where})
+        where["test"] = without_engine(item.nodeid, about.test_id)
+        facts["coverage"] = coverage_line(report, test, key, where)
+        if item.config.option.vmx_results is not None:
+            error = None if call.excinfo is None else call.excinfo.value
+            facts["results"] = item.config.stash[_RESULTS].of(report, error, test, key, where)
     return facts
-
-
-def _by_need_section(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Which cases ran on another processor model than the id says."""
-    lines = [f"case {run.number} ran on {run.engine}: {run.by_need}" for run in runs if run.by_need]
-    return [("vmxlab: processor model by need", "\n".join(lines))] if lines else []
-
-
-def _log_section(run: Run) -> tuple[str, str]:
-    """The decoded serial log of one case."""
-    lines = [str(outcome) for outcome in run.outcomes]
-    lines += [str(exit_) for exit_ in run.exits]
-    lines += [str(fault) for fault in run.faults]
-    lines.append(f"end: {run.end.value if run.end else 'none'}; verdict {run.verdict.value}")
-    if run.error is not None:
-        lines.append(str(run.error))
-    lines += [f"broken rule {broken}" for broken in run.broken_rules()]
-    lines += ["", "records:", *(record.line for record in run.records)]
-    if len(lines) > _MAX_LOG_LINES:
-        lines[_MAX_LOG_LINES:] = [f"... {len(lines) - _MAX_LOG_LINES} more lines in the log"]
-    lines.append(f"log: {run.log_path}")
-    title = f"vmxlab case {run.number}{f' ({run.name})' if run.name else ''} on {run.engine}"
-    return title, "\n".join(lines)
 
 
 def pytest_assertrepr_compare(
@@ -439,30 +458,12 @@ def pytest_assertrepr_compare(
 
     lines = None
     if op == "==" and isinstance(left, Exit) and isinstance(right, Exit):
-        lines = _exits_differ(left, right)
+        lines = exits_differ(left, right)
     runs = config.stash[_TEST].runs
     broken = [f"broken rule {rule}" for rule in runs[-1].broken_rules()] if runs else []
     if not broken:
         return lines
     return [*(lines or [f"{left!r} {op} {right!r}"]), "the VM entry failed:", *broken]
-
-
-def _exits_differ(left: Exit, right: Exit) -> list[str]:
-    lines = ["two exits differ"]
-    for name in left.__dataclass_fields__:
-        a, b = getattr(left, name), getattr(right, name)
-        if a == b:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
-            lines += [f"  {name}[{key}]: {_number(a.get(key))} != {_number(b.get(key))}" for key in keys]
-        else:
-            lines.append(f"  {name}: {_number(a)} != {_number(b)}")
-    return lines
-
-
-def _number(value: object) -> str:
-    return f"{value:#x}" if isinstance(value, int) else repr(value)
 
 
 class _Summary:

@@ -24,7 +24,7 @@ from vmxlab import (
     on,
 )
 from vmxlab.cases import steps
-from vmxlab.cases.source import case_source
+from vmxlab.cases.source import Asserted, case_source
 from vmxlab.structures import MsrArea, VirtualApicPage
 
 
@@ -102,6 +102,28 @@ CASES = {
     "limits": Case(limits=Limits(exits=3, seconds=1.5), expect=[ExitReason.HLT]),
 }
 
+VALUES = [
+    (1, 2),
+    (3,),
+    (),
+    [True, None, "a, )", b"\0" * 100],
+    {ExitReason.HLT: (0x20, [1])},
+    {3, 1, 2},
+    frozenset({"b", "a"}),
+    set(),
+    range(2, 9, 3),
+    PrimaryControls.HLT_EXITING | PrimaryControls.RDTSC_EXITING,
+    -5,
+    IOBitmap,
+    random.Random,
+    case_source,
+]
+"""What the names in an assertion may stand for."""
+
+
+class Own:
+    """A class of a test's own."""
+
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_text_of_a_case_makes_an_equal_one(case):
@@ -117,3 +139,27 @@ def test_text_says_only_what_differs_from_the_baseline():
         "    run = vmxlab.run(Case(program='cpuid; hlt'))\n"
         "    assert not run.check()\n"
     )
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_names_of_an_assertion_stand_for_equal_values_of_the_same_type(value):
+    name = value.__name__ if hasattr(value, "__name__") else "value"
+    text = case_source(Case(), asserted=Asserted(f"return {name}", {name: value}))
+    namespace: dict[str, object] = {}
+    exec(compile(text, "<case>", "exec"), namespace)
+    found = namespace["test_case"](Recorder())  # type: ignore[operator]
+    assert type(found) is type(value)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "value", [Own, Own(), object(), [Own()], 1.5, lambda: 0, random], ids=lambda value: type(value).__name__
+)
+def test_name_that_means_nothing_elsewhere_is_refused(value):
+    with pytest.raises(TypeError):
+        case_source(Case(), asserted=Asserted("assert mine", {"mine": value}))
+
+
+def test_parts_of_the_run_are_bound_after_it():
+    text = case_source(Case(), asserted=Asserted("assert first.rip", expressions={"first": "run.exits[0]"}))
+    assert text.endswith("    run = vmxlab.run(Case())\n    first = run.exits[0]\n    assert first.rip\n")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from vmxlab import Field, IOBitmap, MsrBitmap
-from vmxlab.cases.sweep import VMCALL, Instruction, Question, Sweep, Swept, Walk
+from vmxlab import Field, IOBitmap, MsrBitmap, PrimaryControls
+from vmxlab.cases.sweep import CHEAPER_EXITS, VMCALL, Instruction, Question, Sweep, Swept, Walk
 from vmxlab.cases.sweep_questions import (
     HARMFUL_READS,
     HARMLESS_MSR_WRITES,
@@ -67,6 +67,14 @@ def test_a_walk_is_over_bits_of_a_bitmap() -> None:
     assert replace(IN_AL, walk=False, first=7, count=9, stride=3).sweep().walk == Walk(Swept.IO, 7, False, 3)
     with pytest.raises(OutOfRange):
         Walk(Swept.IO, 1 << 32, True)
+
+
+def test_a_question_takes_what_makes_exits_cheaper_as_far_as_the_processor_has_it(processors) -> None:
+    asked = replace(IN_AL, enable=(PrimaryControls.RDTSC_EXITING,))
+    suited = asked.suited_to(processors["skylake"])
+    assert suited == replace(asked, enable=(PrimaryControls.RDTSC_EXITING, *CHEAPER_EXITS))
+    assert suited.suited_to(processors["skylake"]) == suited
+    assert IN_AL.suited_to(processors["lynnfield"]) == IN_AL
 
 
 @pytest.mark.parametrize("first", [0x1FFF, 0x2000, 0xBFFF_FFFF, 0xC000_1FFF])

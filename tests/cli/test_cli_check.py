@@ -94,6 +94,14 @@ def test_text_that_holds_no_vmcs_is_status_3(vmxlab_cli, write, text):
     assert "Traceback" not in result.err
 
 
+def test_processor_that_can_not_be_the_one_is_said(vmxlab_cli, write):
+    path = write(vmcs(GUEST_RFLAGS=0, PIN_BASED_CONTROLS=0xFF, EXIT_REASON=0x8000_0021))
+    result = vmxlab_cli("check", path, "--model", MODEL)
+    assert "the VMCS itself says VM-entry failure, exit reason 33" in result.out
+    (found,) = vmxlab_cli("check", path, "--model", MODEL, "--json").json
+    assert found["contradiction"] in result.out
+
+
 def test_file_that_is_not_there_is_status_3(vmxlab_cli):
     result = vmxlab_cli("check", "not-there.json", "--model", MODEL)
     assert result.status == 3

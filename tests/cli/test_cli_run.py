@@ -250,3 +250,37 @@ def test_a_broken_line_in_the_log_is_counted_and_shown(folder: Path) -> None:
     run = Run(case=None, number=0, log_path=log)
     (line,) = _broken_lines([run, run])
     assert line.startswith("serial.log, line 2: the checksum does not fit")
+
+
+# --- reproducers -------------------------------------------------------------------------------------------
+
+FAILING = """\
+from vmxlab import Case, ExitReason
+cases = [Case(expect=[ExitReason.HLT if n == 3 else ExitReason.CPUID]) for n in range(14)]
+crash = Case(program="cpuid; hlt", fields={"HOST_CR3": 0x3f00000})
+refused = Case(program="foo bar")
+"""
+
+
+def test_failed_cases_leave_reproducers_beside_the_logs(vmxlab_cli, folder: Path) -> None:
+    (folder / "failing.py").write_text(FAILING)
+    result = vmxlab_cli("run", "failing.py", "--engine", "bochs", "--log-dir", "logs")
+    assert result.status == 4
+    assert "reproducer of cases[0]  logs/failed/case-0\n" in result.out
+    assert "5 more failed cases have none: the first 10 are kept\n" in result.out
+    kept = {path.name for path in Path("logs/failed").iterdir()}
+    assert kept == {f"case-{n}" for n in range(11) if n != 3}
+    chosen = ("failing.py::cases[3]", "failing.py::crash", "failing.py::refused")
+    result = vmxlab_cli("run", *chosen, "--engine", "bochs", "--log-dir", "more", "--json")
+    assert result.json["reproducers"] == {"1": "more/failed/case-1", "2": "more/failed/case-2"}
+    assert Path("more/failed/case-1/case.rom").exists()
+    assert "foo bar" in Path("more/failed/case-2/reproduce.py").read_text()
+
+
+def test_reproducer_that_can_not_be_written_is_said_and_changes_nothing(vmxlab_cli, folder: Path) -> None:
+    (folder / "failing.py").write_text(FAILING)
+    Path("logs").mkdir()
+    Path("logs/failed").write_text("")
+    result = vmxlab_cli("run", "failing.py::cases[0]", "--engine", "bochs", "--log-dir", "logs")
+    assert result.status == 1
+    assert "no reproducer: the log logs/failed/case-0 can't be written" in result.out

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from vmxlab import Mode
 from vmxlab.console.log import SerialLog
+from vmxlab.console.records import parse_log
 from vmxlab.errors import LogError
+from vmxlab.image.code import LoadedCode
 
 
 def test_every_byte_is_in_the_log_as_it_came(log):
@@ -63,3 +66,20 @@ def test_a_log_can_be_closed_twice(log):
     log.close()
     log.close()
     assert log.path.is_file()
+
+
+def test_code_of_a_case_is_remarked_as_records_that_a_reader_finds(log):
+    code = LoadedCode(Mode.LONG, 0, ((0x8000, b"\xe4\x60\xf4"), (0x10000, b"\xcc\0")))
+    log.write(b"vmx> ")
+    log.code(5, code)
+    text = log.path.read_bytes()
+    assert text.startswith(b"vmx> \n# @code id=0x5 mode=long at=0x8000 data=e460f4*")
+    records, broken = parse_log(text)
+    assert [record.values["data"] for record in records] == ["e460f4", "cc"]
+    assert broken == []
+
+
+def test_case_without_code_leaves_no_remark(log):
+    log.write(b"vmx> ")
+    log.code(5, LoadedCode(Mode.LONG, 0, ()))
+    assert log.path.read_bytes() == b"vmx> "

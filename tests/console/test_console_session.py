@@ -290,6 +290,7 @@ def test_a_case_that_says_nothing_more_is_hung_with_what_it_said(booted, peer, c
     assert "Limits(seconds=...)" in error.advice
     assert error.last_record.startswith("@exit n=0x0")
     assert [record.kind for record in booted.records] == ["case", "vmx", "exit"]
+    assert f"# deadline: {error.message}\n".encode() in booted.log.path.read_bytes()
 
 
 def test_a_machine_that_takes_no_input_is_hung(booted, peer):

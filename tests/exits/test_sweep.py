@@ -56,6 +56,14 @@ def test_some_thirty_thousand_exits_of_ports_and_msrs_are_as_predicted(vmxlab) -
     assert sum(result.exits for result in results) == sum(question.exits for question in QUICK) > 20_000
 
 
+def test_the_machine_is_asked_with_what_makes_exits_cheaper(vmxlab, monkeypatch) -> None:
+    cases, run = [], vmxlab.lab.run
+    monkeypatch.setattr(vmxlab.lab, "run", lambda case: cases.append(case) or run(case))
+    question = in_al(safe_io_bitmap(), first=0x4000, count=16)
+    assert ask(vmxlab.lab, question).verdict is Verdict.PASS
+    assert cases == [question.suited_to(vmxlab.capabilities).case()]
+
+
 @pytest.mark.vmx_also_on("kvm-in-bochs")
 @pytest.mark.parametrize(
     "question",
@@ -73,6 +81,7 @@ def test_some_thirty_thousand_exits_of_ports_and_msrs_are_as_predicted(vmxlab) -
     ids=lambda question: question.name,
 )
 def test_monitor_and_oracle_agree_block_by_block(vmxlab, question: Question) -> None:
+    question = question.suited_to(vmxlab.capabilities)
     run = vmxlab.run(question.case())
     assert run.end is End.DONE
     assert digests_of(run) == predict_sweep(question, vmxlab.capabilities)

@@ -178,10 +178,43 @@ def test_a_pvh_note_names_the_32_bit_entry(monitor, payload):
 def test_the_payload_changes_nothing_else_of_the_elf(monitor):
     packed = pack_elf(monitor, PAYLOADS["small"])
     assert pack_elf(monitor) == monitor.elf
-    assert packed[52 : len(monitor.elf)] == monitor.elf[52:], "all behind the file header"
     before, after = elf_of(monitor.elf), elf_of(packed)
     assert after.num_segments() == before.num_segments() + 1
     assert [s.name for s in after.iter_sections()] == [s.name for s in before.iter_sections()]
+
+
+@pytest.mark.parametrize("claim", [False, True], ids=["", "claim"])
+@each_payload
+def test_program_headers_are_where_grub_reads_them(monitor, payload, claim):
+    """grub-core/loader/multiboot_elfxx.c: in the first 8 KiB, as the multiboot header. The rest stays."""
+    packed = pack_elf(monitor, payload, claim_memory=claim)
+    phoff, phentsize, phnum = (elf_of(packed)[f"e_{name}"] for name in ("phoff", "phentsize", "phnum"))
+    end = phoff + phentsize * phnum
+    assert end <= 8192
+    assert packed[end : len(monitor.elf)] == monitor.elf[end:]
+    assert not any(monitor.elf[phoff + phentsize * elf_of(monitor.elf).num_segments() : end])
+
+
+@each_payload
+def test_claimed_memory_is_all_that_the_image_uses_from_1_mib_on(monitor, payload):
+    spans = sorted(
+        (s["p_paddr"], s["p_paddr"] + s["p_memsz"])
+        for s in elf_of(pack_elf(monitor, payload, claim_memory=True)).iter_segments()
+        if s["p_type"] == "PT_LOAD"
+    )
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    gaps = [(end, start) for (_, end), (start, _) in pairwise(spans) if end != start]
+    after = layout.PAYLOAD_BASE + (layout.PAYLOAD_BYTES if payload else 0)
+    assert (spans[0][0], spans[-1][1]) == (layout.MONITOR_BASE, layout.MEMORY_BYTES)
+    first = layout.MONITOR_BASE + len(monitor.code)
+    assert [gap for gap in gaps if gap[1] != first] == [(after, layout.CASE_BASE)]
+
+
+def test_elf_without_room_for_a_program_header_is_refused(monitor):
+    full = bytearray(monitor.elf)
+    full[52 + 2 * 32] = 1
+    with pytest.raises(ImageError, match="no room for another program header"):
+        pack_elf(dataclasses.replace(monitor, elf=bytes(full)), b"1234")
 
 
 @each_payload

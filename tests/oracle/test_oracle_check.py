@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, on
+from vmxlab import Case, ExitReason, Field, IOBitmap, Limits, guest_ept, on
+from vmxlab.cases.memory import UNMAPPED
 from vmxlab.cases.steps import STANDARD, ReportMemory
 from vmxlab.console.check import compare_with
 from vmxlab.console.known import MATCHES, explain, known_difference
@@ -163,6 +164,22 @@ def test_what_follows_from_another_way_that_is_known_is_explained(run_as_predict
     assert explained_keys(differences, version="3.0") == [None] * len(differences)
 
 
+def test_an_exit_of_the_same_reason_by_another_access_is_another_way(run_as_predicted):
+    """A flag of L2's own tables that EPT lets nobody write; Bochs writes it, and the access itself exits."""
+    ept = guest_ept()
+    ept.set_raw_entry(0x3000, 1, L2 + 0x3000 | 0x35)  # L2's page table: read, execute
+    run, _ = run_as_predicted(Case(program="mov ebx, UNMAPPED; mov [rbx], al; hlt", ept=ept))
+    assert run.exits[0].guest_physical_address == 0x3000
+    of_the_access = {"guest_physical_address": UNMAPPED, "guest_linear_address": UNMAPPED, "rip": 0x8005}
+    key = "ept-guest-flag-update-not-checked"
+    differences = with_exit(run, 0, **of_the_access, raw_qualification=0x182).check()
+    assert explained_keys(differences) == [key] * len(differences)
+    assert explained_keys(differences, version="3.0") == [None] * len(differences)
+    # The same access with another qualification is no other access.
+    (difference,) = with_exit(run, 0, raw_qualification=run.exits[0].raw_qualification ^ 2).check()
+    assert explained_keys([difference]) == [None]
+
+
 def test_flags_that_an_exit_has_not_saved_are_missing_at_the_next_one_too(run_as_predicted):
     twice = [on(ExitReason.EXCEPTION_OR_NMI, times=1).resume()]
     run, _ = run_as_predicted(Case(program="mov rax, [rbx]", registers={"rbx": 1 << 63}, reactions=twice))
@@ -194,6 +211,22 @@ def test_a_failed_entry_is_known_only_by_the_rules_that_the_engine_lacks(run_as_
         assert run.exits[0].full_reason == ENTRY_FAILURE_BIT | ExitReason.ENTRY_FAILURE_GUEST_STATE
         (difference, *_) = with_exit(run, 0, full_reason=int(ExitReason.HLT)).check()
         assert known_difference(difference, "bochs", "2.7") == key
+
+
+@pytest.mark.parametrize(
+    ("program", "key"),
+    [
+        ("lldt word ptr [rbx]", "kvm-operand-of-an-instruction-emulated-for-umip"),
+        ("mov ax, [rbx]", None),
+    ],
+)
+def test_a_known_difference_of_some_instructions_is_that_of_no_others(run_as_predicted, program, key):
+    run, _ = run_as_predicted(Case(program=program, registers={"rbx": UNMAPPED + 0x105}))
+    assert run.reasons == [ExitReason.EPT_VIOLATION]
+    wrong = {"guest_physical_address": UNMAPPED, "guest_linear_address": 0x1234}
+    for name, value in wrong.items():
+        (difference,) = with_exit(run, 0, **{name: value}).check()
+        assert known_difference(difference, "kvm-in-bochs", "linux-6.1.192") == key
 
 
 def with_exit(run: Run, number: int, **changes: object) -> Run:

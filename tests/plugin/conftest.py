@@ -58,7 +58,7 @@ def suite(pytester, monkeypatch, whole_package):
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    for name in [name for name in os.environ if name.startswith(("PYTEST_XDIST", "GITHUB_"))]:
         monkeypatch.delenv(name)
     return Suite(pytester, temporary)
 

@@ -131,7 +131,7 @@ def test_workers_of_xdist_have_a_machine_each_and_one_report(suite):
     text = "".join(log.read_text() for log in folder.glob("serial-*.log"))
     assert sorted(re.findall(r"name=case-(\d)", text)) == sorted("01234567" * 2)
     junit = (suite.path / "junit.xml").read_text()
-    assert junit.count('name="vmx_engine" value="bochs ') == 8
+    assert junit.count('name="vmx_engine" value="bochs ') == 9
 
 
 LIVE = """

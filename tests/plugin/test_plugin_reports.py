@@ -15,13 +15,14 @@ def test_passes(vmxlab):
 
 
 def sections(result):
-    """The sections of the report that the plugin made: title -> lines."""
+    """The sections that the plugin made of a test's cases: title -> lines."""
     found, title = {}, None
     for line in result.outlines:
         header = re.fullmatch(r"-+ (vmxlab.*?) -+", line)
         if header:
-            title = header[1]
-            found[title] = []
+            title = header[1] if header[1] != "vmxlab: reproducer" else None
+            if title is not None:
+                found[title] = []
         elif re.fullmatch(r"[=_-]{3,}.*|vmxlab: .*", line):
             title = None
         elif title is not None:
@@ -145,6 +146,8 @@ def test_junit_report_says_what_ran_where(suite):
     log = str(suite.path / "logs" / "serial-1.log")
     for name, exits in (("test_passes", "1"), ("test_fails", "3")):
         assert properties[name].pop("vmx_engine").startswith("bochs 2.")
+        assert ("vmx_reproducer" in properties[name]) == (name == "test_fails")
+        properties[name].pop("vmx_reproducer", None)
         assert properties[name] == {
             "vmx_model": "corei7_skylake_x",
             "vmx_cases": "1",

@@ -47,6 +47,8 @@ def kvm_dump(fields: Mapping[Field, int], *, cpu: int = 0) -> list[str]:
         f"DebugExceptions = 0x{f['GUEST_PENDING_DEBUG_EXCEPTIONS']:016x}",
         f"Interruptibility = {f['GUEST_INTERRUPTIBILITY_STATE']:08x}  "
         f"ActivityState = {f['GUEST_ACTIVITY_STATE']:08x}",
+        f"S_CET = 0x{f['GUEST_IA32_S_CET']:016x}, SSP = 0x{f['GUEST_SSP']:016x}, "
+        f"SSP TABLE = 0x{f['GUEST_IA32_INTERRUPT_SSP_TABLE_ADDR']:016x}",
         "MSR guest autoload:",
         "   0: msr=0x00000600 value=0x0000000000000000",
         "*** Host State ***",

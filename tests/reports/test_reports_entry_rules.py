@@ -7,7 +7,7 @@ from pathlib import Path
 from vmxlab import Field
 from vmxlab.oracle.entry import RULES, Environment, check_entry
 from vmxlab.oracle.entry.not_rules import NOT_RULES
-from vmxlab.reports.entry_rules import broken_table, outcome_in_words, unchecked_table
+from vmxlab.reports.entry_rules import broken_table, contradiction, outcome_in_words, unchecked_table
 from vmxlab.reports.entry_rules_page import rules_page
 from vmxlab.structures.processors import named_processor
 
@@ -61,3 +61,13 @@ def test_outcome_says_how_far_it_was_checked():
     assert outcome_in_words(verdict(GUEST_RFLAGS=0)) == (
         "VM-entry failure, exit reason 33 (invalid guest state)"
     )
+
+
+def test_failure_that_the_vmcs_tells_of_and_the_rules_do_not_is_a_contradiction():
+    guest_state = {Field.EXIT_REASON: 0x8000_0021}
+    of_flags, of_controls = verdict(GUEST_RFLAGS=0), verdict(PIN_BASED_CONTROLS=0)
+    assert contradiction(of_flags, guest_state) is None
+    assert "capabilities are not the ones given" in contradiction(of_controls, guest_state)
+    assert "no rule that could be checked" in contradiction(verdict(GUEST_RFLAGS=2), guest_state)
+    # A VMfail leaves the exit reason of the exit before.
+    assert contradiction(of_controls, {Field.EXIT_REASON: 0x30}) is None

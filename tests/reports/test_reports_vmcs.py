@@ -29,6 +29,7 @@ PREFIXES = {
     "syslog": "Nov 23 10:11:12 some-host kernel: [  673.850218] kvm_intel: ",
     "journal": "2026-11-23T10:11:12.123456+01:00 some-host kernel: kvm_intel: ",
     "level": "<3>[  673.850218] kvm_intel: ",
+    "quoted": "> > [28041.075900][T78789] ",
 }
 
 FAULTS = {
@@ -75,7 +76,7 @@ def test_kvm_dump_holds_all_of_the_guest_and_host_state_that_kvm_prints(baseline
     found = one("\n".join(kvm_dump(baseline)))
     segments = [f"GUEST_{name}_BASE" for name in ("CS", "DS", "SS", "ES", "FS", "GS", "LDTR", "TR")]
     assert {Field[name] for name in segments} <= found.fields.keys()
-    assert len(found.fields) == 101
+    assert len(found.fields) == 104
 
 
 def test_two_dumps_in_one_kernel_log_are_two(baseline, faulty):

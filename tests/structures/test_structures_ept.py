@@ -416,3 +416,18 @@ def test_an_entry_that_no_table_holds_has_no_address() -> None:
     assert ept.entry_address(BASE, 0, 2) % 8 == 0
     with pytest.raises(CaseError, match="level 1"):
         ept.entry_address(BASE, 0, 1)
+
+
+def test_runs_are_the_entries_in_the_order_of_a_walk():
+    ept = Ept()
+    ept.map(0x0, 0x10_0000, length=0x3000)
+    ept.map(0x4000, 0x20_0000, write=False)
+    ept.map(0x20_0000, 0x40_0000, PageSize.SIZE_2M)
+    assert [(run.name, run.gpa, run.last, run.target, run.leads_to_table) for run in ept.runs()] == [
+        ("PML4E[0]", 0, 0x7F_FFFF_FFFF, "", True),
+        ("PDPTE[0]", 0, 0x3FFF_FFFF, "", True),
+        ("PDE[0]", 0, 0x1F_FFFF, "", True),
+        ("PTE[0-2]", 0, 0x2FFF, "0x100000", False),
+        ("PTE[4]", 0x4000, 0x4FFF, "0x200000", False),
+        ("PDE[1]", 0x20_0000, 0x3F_FFFF, "0x400000", False),
+    ]

@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from enum import Enum, Flag
+from types import FunctionType
 
 from vmxlab.cases import reactions as r
 from vmxlab.cases.case import Case
@@ -27,11 +28,33 @@ _INDENT = "    "
 _PLAIN = (str, bool, type(None), float)
 
 
-def case_source(case: Case, *, name: str = "test_case") -> str:
-    """A module with one test: it runs the case, and compares the run with the oracle."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asserted:
+    """What a test asserts of its run.
+
+    `statement` calls the run `run`; `names` are the other names in it with what they stand for, of which some
+    are expressions that begin with `run` (`expressions`).
+    """
+
+    statement: str = "assert not run.check()"
+    names: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    expressions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+BY_THE_ORACLE = Asserted()
+
+
+def case_source(case: Case, *, name: str = "test_case", asserted: Asserted = BY_THE_ORACLE) -> str:
+    """A module with one test: it runs the case, and compares the run with the oracle, or as `asserted` says.
+
+    TypeError for a value that can't be written as Python text.
+    """
     writer = _Writer()
     call = writer.call("Case", _changed(case), indent=1)
-    body = [*writer.statements, f"run = vmxlab.run({call})", "assert not run.check()"]
+    body = [*writer.statements, f"run = vmxlab.run({call})"]
+    body += [line for name, value in asserted.names.items() for line in writer.bind(name, value)]
+    body += [f"{name} = {expression}" for name, expression in asserted.expressions.items()]
+    body.append(asserted.statement)
     text = "".join(f"{_INDENT}{line}\n" for statement in body for line in statement.splitlines())
     return f"{writer.imports()}\n\n\ndef {name}(vmxlab):\n{text}"
 
@@ -53,6 +76,13 @@ def _same(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
+def _importable(module: str) -> str:
+    """A module that whoever runs the text has: of this package, or Python's own. Else TypeError."""
+    if module.partition(".")[0] not in {"vmxlab", *sys.stdlib_module_names} - {"__main__"}:
+        raise TypeError(f"the module {module} may be missing elsewhere")
+    return module
+
+
 class _Writer:
     """Writes expressions; remembers which names they use, and the statements that must come before them."""
 
@@ -70,6 +100,38 @@ class _Writer:
         lines = [f"import {module}" for module in sorted(self._modules)] + [""] * bool(self._modules)
         lines += [f"from {module} import {', '.join(sorted(some))}" for module, some in sorted(names.items())]
         return "\n".join(lines)
+
+    def bind(self, name: str, value: object) -> list[str]:
+        """The statements that give a name its value: none where an import does."""
+        if isinstance(value, type | FunctionType):
+            if not value.__name__ == value.__qualname__ == name:
+                raise TypeError(f"{name} can't be imported")
+            self._names[name] = _importable(value.__module__)
+            return []
+        return [f"{name} = {self._exactly(value)}"]
+
+    def _exactly(self, value: object) -> str:
+        """A value as an expression of the same type: a tuple stays one."""
+        match value:
+            case Enum():
+                _importable(type(value).__module__)
+                return self.expression(value)
+            case int() | str() | bytes() | None:
+                return self.expression(value)
+            case range():
+                return repr(value)
+        if type(value) is list:
+            return f"[{', '.join(map(self._exactly, value))}]"
+        if type(value) is tuple:
+            items = [*map(self._exactly, value)]
+            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+        if type(value) is dict:
+            pairs = (f"{self._exactly(key)}: {self._exactly(item)}" for key, item in value.items())
+            return f"{{{', '.join(pairs)}}}"
+        if type(value) in (set, frozenset):
+            kind = type(value).__name__
+            return f"{kind}([{', '.join(sorted(map(self._exactly, value)))}])"  # type: ignore[call-overload]
+        raise TypeError(f"{value!r} can't be written as Python text")
 
     # --- expressions ---------------------------------------------------------------------------------------
 

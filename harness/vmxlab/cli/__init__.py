@@ -1,8 +1,7 @@
-"""The command line: `vmxlab doctor`, `caps`, `run`, `sweep`, `image`, `console`, `shell`, ...
+"""The command line, `vmxlab COMMAND`: one module a command.
 
-One module a command. What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or
-JSON), `case_files` (cases out of Python files). `main` is the entry point: a user's mistake is a message,
-never a traceback.
+What they share: `common` (options, the lab, where logs go), `output` (terminal, pipe or JSON), `case_files`
+(cases out of Python files). `main` is the entry point: a user's mistake is a message, never a traceback.
 
 Exit status: 0 pass or skip, 1 fail, 2 usage, 3 error, 4 crash, 130 interrupted.
 """
@@ -24,9 +23,12 @@ from vmxlab.cli.check import check
 from vmxlab.cli.common import Status
 from vmxlab.cli.console import console
 from vmxlab.cli.coverage import coverage
+from vmxlab.cli.decode import decode
+from vmxlab.cli.diff import diff
 from vmxlab.cli.doctor import doctor
 from vmxlab.cli.fuzz import fuzz
 from vmxlab.cli.image import image
+from vmxlab.cli.report import report
 from vmxlab.cli.run import run
 from vmxlab.cli.shell import shell
 from vmxlab.cli.sweep import sweep
@@ -44,7 +46,11 @@ def cli() -> None:
     """
 
 
-for _command in (doctor, caps, run, sweep, fuzz, image, console, shell, carrier, coverage, check):
+_COMMANDS = (
+    *(doctor, caps, run, sweep, fuzz, image, console, shell, carrier),
+    *(check, decode, diff, coverage, report),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

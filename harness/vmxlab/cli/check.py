@@ -101,7 +101,7 @@ def _checked(text: VmcsText, environment: Environment) -> EntryVerdict:
 
 
 def _show(output: Output, text: VmcsText, verdict: EntryVerdict) -> None:
-    from vmxlab.reports.entry_rules import broken_table, outcome_in_words, unchecked_table
+    from vmxlab.reports.entry_rules import broken_table, contradiction, outcome_in_words, unchecked_table
 
     output.line(f"{text.title} ({text.format}, {len(text.fields)} fields)", "bold")
     for oddity in text.oddities:
@@ -115,11 +115,14 @@ def _show(output: Output, text: VmcsText, verdict: EntryVerdict) -> None:
             output.line(text.limits)
             output.line()
     output.line(f"{len(verdict.broken)} broken: {outcome_in_words(verdict)}", "bold")
+    contradicted = contradiction(verdict, text.fields)
+    if contradicted is not None:
+        output.line(contradicted, "yellow")
     output.line()
 
 
 def _as_json(text: VmcsText, verdict: EntryVerdict) -> dict[str, object]:
-    from vmxlab.reports.entry_rules import broken_table, outcome_in_words, unchecked_table
+    from vmxlab.reports.entry_rules import broken_table, contradiction, outcome_in_words, unchecked_table
 
     return {
         "title": text.title,
@@ -129,4 +132,5 @@ def _as_json(text: VmcsText, verdict: EntryVerdict) -> dict[str, object]:
         "broken": broken_table(verdict).json_rows(),
         "not_checked": unchecked_table(verdict).json_rows(),
         "outcome": outcome_in_words(verdict),
+        "contradiction": contradiction(verdict, text.fields),
     }

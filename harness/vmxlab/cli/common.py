@@ -40,6 +40,8 @@ class Status(IntEnum):
     CRASH = 4
     INTERRUPTED = 130
     """128 + SIGINT, as shells have it."""
+    CLOSED_PIPE = 141
+    """128 + SIGPIPE."""
 
 
 class Number(_NumberType):

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from vmxlab.cli.common import Status
 from vmxlab.reports.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from vmxlab.reports.story import Passage
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a command was ended before its work was done; None where it was not."""
+
+    status: Status | None = None
+
+
+@contextlib.contextmanager
+def ends_quietly() -> Iterator[Ending]:
+    """For a command that people watch: Ctrl-C, or a reader that has seen enough, ends it without a word."""
+    ending = Ending()
+    try:
+        yield ending
+    except KeyboardInterrupt:
+        ending.status = Status.INTERRUPTED
+    except BrokenPipeError:
+        ending.status = Status.CLOSED_PIPE
+        # Python flushes standard output when it ends, and would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class Output:
@@ -32,11 +61,18 @@ class Output:
     def words(self, *parts: tuple[str, str]) -> None:
         """One line of several parts, each with its style."""
         if self._console is None:
-            click.echo("".join(text for text, _ in parts))
+            click.echo("".join(text for text, _ in parts).rstrip())
             return
         from rich.text import Text
 
         self._console.print(Text.assemble(*parts), soft_wrap=True)
+
+    def passage(self, passage: Passage) -> None:
+        """A passage of a log's story; a terminal folds its lines."""
+        from vmxlab.reports.story.layout import lay_out
+
+        for words in lay_out(passage, self._console.width if self._console else None):
+            self.words(*words)
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Labels with their texts, aligned; a terminal breaks a long text under itself."""

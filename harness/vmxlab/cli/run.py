@@ -14,6 +14,7 @@ from vmxlab.cli.case_files import assemble_ahead, load_cases
 from vmxlab.cli.common import Number, Status, engine_options, json_option, log_option, open_lab_by_need
 from vmxlab.cli.debugging import debugging, gdb_option, wait_for_debugger
 from vmxlab.cli.output import Output, write_json
+from vmxlab.cli.reproducers import keep_failed
 from vmxlab.console.lab_by_need import LabByNeed
 from vmxlab.console.run import Run, Verdict
 from vmxlab.errors import OutOfRange, VmxlabError
@@ -104,6 +105,7 @@ def run(
             if output is not None:
                 _show(output, *runs[-1])
         entries = lab.nested_entries()
+        kept, remark = keep_failed([run for run, _ in runs], lab)
     broken = _broken_lines(run for run, _ in runs)
     if output is None:
         shown = [run_json(run, code) for run, code in runs]
@@ -113,11 +115,16 @@ def run(
                 "runs": shown,
                 "nested_entries": entries,
                 "broken_lines": broken,
+                "reproducers": {str(run.number): str(folder) for run, folder in kept},
                 "summary": summary([run for run, _ in runs]),
             }
         )
     else:
         _finish(output, [run for run, _ in runs], broken, entries)
+        for failed, folder in kept:
+            output.line(f"reproducer of {title(failed)}  {folder}")
+        if remark:
+            output.line(remark)
     return max((_STATUS_OF.get(run.verdict, Status.PASS) for run, _ in runs), default=Status.PASS)
 
 

@@ -59,7 +59,8 @@ def sweep(
     io: all 65,536 ports, IN and OUT of 1, 2 and 4 bytes. msr: all MSRs of both ranges and a sample outside,
     RDMSR and WRMSR. With bitmaps that are all ones, all zeros, random, and with one bit changed at a time;
     and without bitmaps. Each exit is compared with what the SDM says of it; what differs is named, value by
-    value. Without an argument all of it is asked.
+    value. Without an argument all of it is asked. L2 is an "unrestricted guest" where the
+    processor has that: it has no say in these exits, and they cost less.
     """
     chosen = list(dict.fromkeys(kinds)) or list(KINDS)
     questions = [question for kind in chosen for question in KINDS[kind](seed, quick=quick)]

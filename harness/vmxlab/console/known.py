@@ -15,6 +15,7 @@ from vmxlab.engines.differences import KNOWN_DIFFERENCES
 from vmxlab.oracle import ept, root
 from vmxlab.oracle.entering import UNMODIFIED
 from vmxlab.oracle.processor import operands, paging
+from vmxlab.oracle.rules import descriptor_tables
 from vmxlab.oracle.values import Rule
 from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason
 from vmxlab.sdm.fields import Field
@@ -44,10 +45,14 @@ def _differs_in(attributes: tuple[str, ...], mask: int, *reasons: ExitReason) ->
     return matches
 
 
+def _by(rule: Rule, matches: Matches) -> Matches:
+    """Of what this rule says alone."""
+    return lambda difference: rule in difference.rules and matches(difference)
+
+
 def _in_memory(rule: Rule, mask: int) -> Matches:
     """In these bits of what the processor stores by this rule."""
-    differs = _differs_in(("memory",), mask)
-    return lambda difference: rule in difference.rules and differs(difference)
+    return _by(rule, _differs_in(("memory",), mask))
 
 
 def _another_exit(said: ExitReason, *instead: ExitReason) -> Matches:
@@ -99,8 +104,17 @@ _INFORMATION = ("raw_instruction_information", Field.EXIT_INSTRUCTION_INFORMATIO
 _INTERRUPTION = ("raw_interruption_information", Field.EXIT_INTERRUPTION_INFORMATION.name)
 _RF = int(RFLAGS.RF)
 
+_NOT_MADE: Mapping[str, Rule] = {
+    "ept-guest-flag-update-not-checked": ept.FLAG_UPDATE_IS_A_WRITE,
+    "ept-large-page-bit-12-not-reserved": ept.BIT_12_IS_RESERVED,
+    "invept-invvpid-type-upper-half": root.TYPE_HAS_64_BITS,
+    "vm-entry-with-shadow-vmcs": root.SHADOW_IS_NOT_ENTERED,
+}
+"""The rules of exits and outcomes that an engine does not make."""
+
 MATCHES: Mapping[str, Matches] = {
     **{key: _entry_rules(key) for key in CHANGES},
+    **{key: _not_by(rule) for key, rule in _NOT_MADE.items()},
     "apic-access-exit-rf-clear": _differs_in(_RFLAGS, _RF, ExitReason.APIC_ACCESS),
     "descriptor-table-operand-size": _differs_in(_INFORMATION, 1 << 11, ExitReason.GDTR_IDTR_ACCESS),
     "displacement-of-a-register-operand": _value_by("raw_qualification", operands.NO_DISPLACEMENT),
@@ -109,8 +123,6 @@ MATCHES: Mapping[str, Matches] = {
     "ept-exit-rf-clear": _differs_in(
         _RFLAGS, _RF, ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIGURATION, ExitReason.PML_FULL
     ),
-    "ept-guest-flag-update-not-checked": _not_by(ept.FLAG_UPDATE_IS_A_WRITE),
-    "ept-large-page-bit-12-not-reserved": _not_by(ept.BIT_12_IS_RESERVED),
     "error-code-in-real-mode": _differs_in(_INTERRUPTION, 1 << 11, ExitReason.EXCEPTION_OR_NMI),
     "exception-exit-rf-clear": _differs_in(_RFLAGS, _RF, ExitReason.EXCEPTION_OR_NMI),
     "exit-before-privilege-fault": _another_exit(
@@ -118,7 +130,6 @@ MATCHES: Mapping[str, Matches] = {
     ),
     "exit-from-an-inactive-state": _differs_in((Field.GUEST_ACTIVITY_STATE.name,), 3),
     "interrupt-window-in-hlt": _another_exit(ExitReason.INTERRUPT_WINDOW, ExitReason.PREEMPTION_TIMER),
-    "invept-invvpid-type-upper-half": _not_by(root.TYPE_HAS_64_BITS),
     "kvm-ept-misconfiguration-qualification": _differs_in(
         ("raw_qualification", Field.EXIT_QUALIFICATION.name), 0xFFF, ExitReason.EPT_MISCONFIGURATION
     ),
@@ -132,9 +143,12 @@ MATCHES: Mapping[str, Matches] = {
     "pml-full-without-a-flag-to-set": lambda difference: (
         difference.attribute == "full_reason" and difference.have == ExitReason.PML_FULL
     ),
-    "kvm-operand-of-an-instruction-emulated-for-umip": _any_of(
-        _differs_in(("guest_physical_address",), 0xFFF, ExitReason.EPT_VIOLATION),
-        _differs_in(("guest_linear_address",), (1 << 64) - 1, ExitReason.EPT_VIOLATION),
+    "kvm-operand-of-an-instruction-emulated-for-umip": _by(
+        descriptor_tables.OPERAND,
+        _any_of(
+            _differs_in(("guest_physical_address",), 0xFFF),
+            _differs_in(("guest_linear_address",), (1 << 64) - 1),
+        ),
     ),
     "rdrand-16-bit-operand-size": _differs_in(_INFORMATION, 3 << 11, ExitReason.RDRAND, ExitReason.RDSEED),
     "real-mode-cs-type": _real_mode_cs,
@@ -144,7 +158,6 @@ MATCHES: Mapping[str, Matches] = {
         _differs_in((Field.GUEST_INTERRUPTIBILITY_STATE.name,), int(InterruptibilityState.BLOCKING_BY_NMI)),
         lambda difference: difference.attribute == "full_reason" and difference.said == ExitReason.NMI_WINDOW,
     ),
-    "vm-entry-with-shadow-vmcs": _not_by(root.SHADOW_IS_NOT_ENTERED),
 }
 """By the key in `vmxlab.engines.differences`."""
 
@@ -159,6 +172,20 @@ def known_difference(difference: Difference, engine: str, version: str) -> str |
         ):
             return key
     return None
+
+
+def _of_another_access(difference: Difference, engine: str, version: str) -> str | None:
+    """The known difference by which this exit does not come, but one of its reason, by another access."""
+    if difference.attribute != "guest_physical_address":
+        return None
+    return next(
+        (
+            key
+            for key, rule in _NOT_MADE.items()
+            if rule in difference.rules and KNOWN_DIFFERENCES[key].applies(engine, version)
+        ),
+        None,
+    )
 
 
 Explained = tuple[Difference, str | None]
@@ -179,9 +206,16 @@ def explain(differences: Sequence[Difference], engine: str, version: str) -> lis
         ),
         None,
     )
+    another_access = {
+        difference.number: key
+        for difference in differences
+        if (key := _of_another_access(difference, engine, version)) is not None
+    }
     without_rf: dict[int, str] = {}
     for difference in differences:
         key = known_difference(difference, engine, version)
+        if another_way is None:
+            another_way = another_access.get(difference.number)
         if key is not None and difference.diverges and another_way is None:
             another_way = key
         is_rf = difference.attribute in _RFLAGS and difference.number is not None

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vmxlab.console.live.machine import LiveMachine
     from vmxlab.console.records import Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
+    from vmxlab.image.code import LoadedCode
     from vmxlab.structures import Capabilities
 
 BOOT_DEADLINE_S = 30.0
@@ -118,6 +119,11 @@ class Lab:
         return self._info
 
     @property
+    def known_info(self) -> EngineInfo | None:
+        """As `info`; None where no machine has been up yet."""
+        return self._info
+
+    @property
     def capabilities(self) -> Capabilities:
         """The capability MSRs of the processor. Raises MissingCapability where it has no VMX."""
         if self._has_vmx is None:
@@ -180,9 +186,10 @@ class Lab:
         self._live = None
         try:
             frame = encode_frame(compiled.units, self._frame)
+            session.log.code(number, compiled.code)
             records = session.run_frame(frame.data, deadline)
         except MachineError as error:
-            error.run = crashed_run(error, case, number, session)
+            error.run = replace(crashed_run(error, case, number, session), compiled=compiled)
             self._down()
             raise
         except BaseException as error:
@@ -254,6 +261,8 @@ class Lab:
         except VmxlabError as error:
             return {number: failed_run(case, number, error) for number, case in cases.items()}
         try:
+            for number, compiled in waiting.items():
+                session.log.code(number, compiled.code)
             return ImageReader(session, cases, self._boot_deadline_s, self._deadline()).read()
         finally:
             self._down()
@@ -287,10 +296,18 @@ class Lab:
         if self._live is link:
             self._live = None
 
-    def live_exchange(self, units: Sequence[bytes], deadline_s: float | None) -> tuple[Session, list[Record]]:
-        """Send a live script to the machine that is up, and give its records. For `LiveLink`."""
+    def live_exchange(
+        self, number: int, units: Sequence[bytes], deadline_s: float | None, code: LoadedCode | None
+    ) -> tuple[Session, list[Record]]:
+        """Send a live script to the machine that is up, and give its records. For `LiveLink`.
+
+        `code` is what L2 may execute in it, for the log.
+        """
         assert self._session is not None and self._machine is not None
         self._machine.resume()
+        if code is not None:
+            self._session.log.code(number, code)
+        units = [script.live(number), *units]
         return self._session, self._exchange(self._session, units, self._deadline(deadline_s))
 
     def _exchange(self, session: Session, units: Sequence[bytes], deadline_s: float) -> list[Record]:

@@ -91,14 +91,14 @@ class LabByNeed:
         return self._default.target
 
     @property
+    def log_dir(self) -> Path:
+        """Where the logs are."""
+        return self._default.log_dir
+
+    @property
     def log_path(self) -> Path | None:
         """The serial log of the default model's machine."""
         return self._default.log_path
-
-    @property
-    def log_dir(self) -> Path:
-        """Where its logs are."""
-        return self._default.log_dir
 
     def session(self) -> Session:
         """The session of the default model's machine, at its prompt."""
@@ -110,8 +110,12 @@ class LabByNeed:
 
     def info_of(self, run: Run) -> EngineInfo:
         """What a run of this lab ran on; the default model where it came to no machine."""
+        return self.known_info_of(run) or self.info
+
+    def known_info_of(self, run: Run) -> EngineInfo | None:
+        """As `info_of`; None where no machine has been up yet."""
         infos = (info for info, _ in self._learnt.values())
-        return next((info for info in infos if info.title() == run.engine), self.info)
+        return next((info for info in infos if info.title() == run.engine), self._default.known_info)
 
     def model_for(self, needs: Sequence[Need]) -> str:
         """The first model that has all of this. Raises MissingCapability where none has."""

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from vmxlab.console.records import encode_record
 from vmxlab.errors import LogError
+from vmxlab.image.code import LoadedCode
 
 
 class SerialLog:
@@ -54,6 +56,16 @@ class SerialLog:
         """Lines of the harness. What the machine left without an end is a line of its own."""
         lines = [b"# " + line.encode("utf-8", "replace") + b"\n" for line in text.splitlines()]
         self.write(b"".join(lines if self._at_line_start else [b"\n", *lines]))
+
+    def code(self, number: int, code: LoadedCode) -> None:
+        """Remark the code of case `number`, which is about to start.
+
+        A reader of the log finds these records as it finds the monitor's own (`vmxlab.image.code`); they cost
+        nothing on the wire.
+        """
+        lines = [encode_record("code", values) for values in code.records(number)]
+        if lines:
+            self.remark("\n".join(lines))
 
     def close(self) -> None:
         """Close the file."""

@@ -39,25 +39,13 @@ def run_from_records(records: Sequence[Record], case: Case | None = None, **abou
 
     Raises ProtocolError where records are missing (exits are numbered and counted) or make no sense.
     """
-    builder = _Builder()
+    builder = RunBuilder()
     for record in records:
         try:
             builder.take(record)
         except (KeyError, ValueError) as error:
             raise ProtocolError(f"a record makes no sense: {record} ({error!r})") from error
-    return Run(
-        case=case,
-        number=builder.number,
-        name=builder.name,
-        outcomes=tuple(builder.outcomes),
-        exits=tuple(builder.exits),
-        memory=builder.memory,
-        faults=tuple(builder.faults),
-        failed_vmcs=builder.vmcs,
-        end=builder.end,
-        records=tuple(records),
-        **about,  # type: ignore[arg-type]
-    )
+    return builder.run(case=case, records=tuple(records), **about)
 
 
 def runs_from_records(records: Iterable[Record]) -> list[Run]:
@@ -84,7 +72,7 @@ def _run_or_error(records: Sequence[Record]) -> Run:
             raise ProtocolError(f"the start of this case is missing; its first record is {records[0]}")
         return run_from_records(records)
     except ProtocolError as error:
-        builder = _Builder()
+        builder = RunBuilder()
         for record in records:
             if record.starts_case:
                 with contextlib.suppress(KeyError, ValueError):
@@ -99,11 +87,19 @@ def _run_or_error(records: Sequence[Record]) -> Run:
         )
 
 
-_CASE_KINDS = ("case", "live", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
+_CASE_KINDS = ("case", "live", "vmx", "exit", "vmcs", "snapshot", "sweep", "memory", "fault", "end")
 
 
-class _Builder:
-    def __init__(self) -> None:
+class RunBuilder:
+    """A run as it grows, record by record.
+
+    What does not go together (exits or bytes of memory that are missing) raises ProtocolError; where it is
+    `lenient`, it is put in words in `oddities`, and the run goes on with what is there.
+    """
+
+    def __init__(self, *, lenient: bool = False) -> None:
+        self.lenient = lenient
+        self.oddities: list[str] = []
         self.number = 0
         self.name = ""
         self.outcomes: list[Outcome] = []
@@ -117,10 +113,31 @@ class _Builder:
         self._last: dict[str, int] = dict.fromkeys((*GENERAL_REGISTERS, "rflags"), 0)
 
     def take(self, record: Record) -> None:
+        """Add a record. Raises KeyError or ValueError for one that makes no sense."""
         getattr(self, f"_take_{record.kind}", self._ignore)(record)
+
+    def run(self, *, case: Case | None = None, **about: object) -> Run:
+        """What has come so far."""
+        return Run(
+            case=case,
+            number=self.number,
+            name=self.name,
+            outcomes=tuple(self.outcomes),
+            exits=tuple(self.exits),
+            memory=self.memory,
+            faults=tuple(self.faults),
+            failed_vmcs=self.vmcs,
+            end=self.end,
+            **about,  # type: ignore[arg-type]
+        )
 
     def _ignore(self, record: Record) -> None:
         pass
+
+    def _odd(self, what: str, record: Record) -> None:
+        if not self.lenient:
+            raise ProtocolError(f"{what}: {record}")
+        self.oddities.append(what)
 
     def _take_case(self, record: Record) -> None:
         self.number = record.number("id")
@@ -164,10 +181,9 @@ class _Builder:
             self._succeeded(record.values["by"])
         values = {k: int(v, 16) for k, v in record.values.items() if k != "by"}
         number = values.pop("n")
-        if number != len(self.exits):
-            raise ProtocolError(
-                f"exit {len(self.exits)} is missing: the next record is of exit {number}: {record}"
-            )
+        following = self.exits[-1].number + 1 if self.exits else 0
+        if number != following:
+            self._odd(f"exit {following} is missing: the next record is of exit {number}", record)
         fields: dict[str, int] = {}
         watched: dict[Field | int, int] = {}
         for key, value in values.items():
@@ -191,8 +207,11 @@ class _Builder:
             self._memory_start = at
             self.memory[at] = b""
         start = self._memory_start
-        if at != start + len(self.memory[start]):
-            raise ProtocolError(f"memory from {start + len(self.memory[start]):#x} is missing: {record}")
+        following = start + len(self.memory[start])
+        if at != following:
+            self._odd(f"memory from {following:#x} is missing", record)
+            self._memory_start = start = at
+            self.memory[at] = b""
         self.memory[start] += data
         if not record.number("left", 0):
             self._memory_start = None
@@ -208,10 +227,9 @@ class _Builder:
         )
 
     def _take_end(self, record: Record) -> None:
-        if record.number("exits") != len(self.exits):
-            raise ProtocolError(
-                f"the case had {record.number('exits')} exits, records of {len(self.exits)} arrived: {record}"
-            )
+        count = record.number("exits")
+        if count != len(self.exits):
+            self._odd(f"the case had {count} exits, records of {len(self.exits)} arrived", record)
         self.end = End(record.values["why"])
 
 

@@ -17,8 +17,11 @@ from typing import NamedTuple
 
 _CRC_BYTES = 5  # '*' and four hexadecimal digits
 _RECORD = re.compile(rb"@[a-z]+( [a-z0-9]+=[^ =*]+)*\*[0-9a-f]{4}$")
-# Whatever begins or ends as a record does was meant as one, or was one before a byte of it was lost.
-_SUSPECT = re.compile(rb"^(?:vmx> )?@(?:[a-z]|$)|\*[0-9a-f]{4}$|\w=0x[0-9a-f]+ \w+=0x")
+# Whatever begins or ends as a record does was meant as one, or was one before a byte of it was lost. What the
+# harness remarks is text, such as registers in the words of an emulator, unless it begins as a record.
+_SUSPECT = re.compile(
+    rb"^(?:vmx> |# )?@(?:[a-z]|$)|^(?!# )(?:.*\*[0-9a-f]{4}$|.*\w=0x[0-9a-f]+ \w+=0x)", re.DOTALL
+)
 
 
 class Record(NamedTuple):
@@ -56,6 +59,13 @@ class BrokenLine:
 
     def __str__(self) -> str:
         return f"line {self.number}: {self.why}: {self.text!r}"
+
+
+def damage_of(line: bytes) -> str | None:
+    """Why a line (without its end) that holds no record is damage; None where it is text for people."""
+    if not _SUSPECT.search(line):
+        return None
+    return "the checksum does not fit" if _RECORD.search(line) else "not a whole record"
 
 
 def parse_line(line: bytes) -> Record | None:
@@ -107,8 +117,8 @@ class RecordReader:
         record = parse_line(line)
         if record is not None:
             self.last = record
-        elif _SUSPECT.search(line):
-            self._break(line, "the checksum does not fit" if _RECORD.search(line) else "not a whole record")
+        elif (why := damage_of(line)) is not None:
+            self._break(line, why)
         return record
 
     def _break(self, line: bytes, why: str) -> None:

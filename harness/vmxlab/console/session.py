@@ -265,12 +265,10 @@ class Session:
                 self.reader.close()
                 raise self._died(f"the machine ended while the harness waited for {what}")
             case _Event.TIMEOUT:
-                raise self.located(
-                    MachineHung(
-                        f"nothing more came before the deadline; the harness waited for {what}",
-                        advice="the log ends where the machine got stuck; "
-                        "Limits(seconds=...) gives a case more time",
-                    )
+                raise self._hung(
+                    f"nothing more came before the deadline; the harness waited for {what}",
+                    advice="the log ends where the machine got stuck; "
+                    "Limits(seconds=...) gives a case more time",
                 )
         return event
 
@@ -292,11 +290,16 @@ class Session:
         try:
             return do()
         except TimeoutError as error:
-            raise self.located(MachineHung("the machine does not take what it is sent")) from error
+            raise self._hung("the machine does not take what it is sent") from error
         except (ConnectionError, BrokenPipeError) as error:
             raise self._died("the serial stream broke") from error
         except OSError as error:
             raise self._died(f"the serial stream can't be read ({error})") from error
+
+    def _hung(self, what: str, *, advice: str | None = None) -> MachineHung:
+        with contextlib.suppress(VmxlabError):
+            self.log.remark(f"deadline: {what}")
+        return self.located(MachineHung(what, advice=advice))
 
     def _died(self, what: str) -> MachineDied:
         with contextlib.suppress(Exception):

@@ -136,10 +136,12 @@ def ask(
     error: VmxlabError | None = None
     verdict = None
     try:
+        asked = question.suited_to(lab.capabilities)
+        expected = (predicted or question).suited_to(lab.capabilities)
         asker = _Asker(lab, lab.capabilities, answer)
         for at, count in _chunks(question):
-            part = question.part(at, count)
-            asker.ask(part, (predicted or question).part(at, count))
+            part = asked.part(at, count)
+            asker.ask(part, expected.part(at, count))
             progress(part.exits)
             if answer.failure:
                 break

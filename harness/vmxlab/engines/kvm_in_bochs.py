@@ -87,7 +87,7 @@ class CarrierMachine(QemuMachine):
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class CarrierModel:
     """A model with its switches, sorted by whom they are for."""
 
     base: str
@@ -96,7 +96,7 @@ class _Model:
     """What the modules kvm and kvm_intel are loaded with."""
 
     @classmethod
-    def of(cls, model: str) -> _Model:
+    def of(cls, model: str) -> CarrierModel:
         """Raises EngineUnavailable for a switch of a module that there is none."""
         base, *switches = model.split(",")
         features: list[str] = []
@@ -177,7 +177,7 @@ class KvmInBochsEngine(QemuKvmEngine):
         image = RomImage.check(rom)
         data = rom.read_bytes()
         name = model or self.default_model
-        wanted = _Model.of(name)
+        wanted = CarrierModel.of(name)
         inside = RomImage(_IMAGE_IN_CARRIER, image.size_bytes)
         arguments = [
             *self.arguments(inside, model=str(wanted), memory_mb=memory_mb, processors=processors),

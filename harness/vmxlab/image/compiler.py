@@ -23,6 +23,7 @@ from vmxlab.cases.sweep import Sweep, Swept
 from vmxlab.errors import CaseError, OutOfRange, OverlappingPages
 from vmxlab.image import layout, script
 from vmxlab.image.areas import areas_of
+from vmxlab.image.code import LoadedCode
 from vmxlab.image.host_state import host_efer, host_state
 from vmxlab.image.monitor import Monitor
 from vmxlab.image.protocol import Op
@@ -69,6 +70,8 @@ class CompiledCase:
     contents: tuple[tuple[int, bytes], ...]
     """The machine's memory when the case starts, by its addresses; later ones lie over earlier ones. A region
     that the monitor gives the processor's revision identifier has it here, too."""
+    code: LoadedCode
+    """What L2 may execute of it."""
 
 
 def ept_tables(ept: Ept) -> list[tuple[int, bytes]]:
@@ -105,12 +108,21 @@ def assemble_programs(cases: Sequence[Case]) -> list[bytes]:
 
 
 def compile_case(
-    case: Case, target: Target, *, number: int = 0, program: bytes | None = None
+    case: Case,
+    target: Target,
+    *,
+    number: int = 0,
+    program: bytes | None = None,
+    report_code: bool = False,
 ) -> CompiledCase:
-    """Compile one case; `number` identifies it in the records."""
+    """Compile one case; `number` identifies it in the records.
+
+    `report_code`: the monitor says the program's bytes when the case starts (`vmxlab.image.code`), for an
+    image that boots where no harness writes them into the log.
+    """
     if program is None:
         (program,) = assemble_programs([case])
-    return _Compiler(case, target, number, program).compile()
+    return _Compiler(case, target, number, program, report_code).compile()
 
 
 def _second_program(case: Case) -> bytes | None:
@@ -172,6 +184,7 @@ class _Compiler:
     target: Target
     number: int
     program: bytes
+    report_code: bool = False
     pages: _Pages = field(default_factory=_Pages)
     regions: list[bytes] = field(default_factory=list)
     revisions: list[tuple[int, bytes]] = field(default_factory=list)
@@ -190,6 +203,7 @@ class _Compiler:
         self.pages.claim(L2_MEMORY, L2_MEMORY_BYTES, "L2's memory")
         for address, content in case.memory.items():
             self.pages.add(address, bytes(content), f"the case's memory at {address:#x}")
+        code = LoadedCode.of(self.program, case.data, fields)
         second = _second_program(case)
         if second is not None:
             self.pages.add(layout.SECOND_PROGRAM, second + HALT, "the second processor's program")
@@ -198,6 +212,7 @@ class _Compiler:
             *self.pages.units(),
             *self.regions,
             *l2,
+            *self._code_report(code),
             script.registers({k: v for k, v in case.registers.items() if k != "rsp"}),
             script.defaults(),
             *(self._reaction(reaction) for reaction in case.reactions),
@@ -216,7 +231,7 @@ class _Compiler:
             (L2_MEMORY, _L2_ZEROS),
             *self.l2_parts.contents(),
         )
-        return CompiledCase(case, tuple(units), controls, fields, self.eptp, self.target, contents)
+        return CompiledCase(case, tuple(units), controls, fields, self.eptp, self.target, contents, code)
 
     def _secondary_active(self, controls: Mapping[ControlSet, int]) -> bool:
         return bool(controls[ControlSet.PRIMARY] & PrimaryControls.ACTIVATE_SECONDARY_CONTROLS)
@@ -295,6 +310,13 @@ class _Compiler:
             if content:
                 parts.add(L2_MEMORY + gpa, bytes(content), f"data at L2 address {gpa:#x}")
         return [script.fill(L2_MEMORY, L2_MEMORY_BYTES), *parts.units(zeroed=True)]
+
+    def _code_report(self, code: LoadedCode) -> list[bytes]:
+        """The program's bytes only: those of the data would take long on a serial line."""
+        if not (self.report_code and self.program):
+            return []
+        machine = L2_MEMORY + PROGRAM
+        return [script.code(code.mode.bits, code.cs_base, PROGRAM, machine, len(self.program))]
 
     # --- the local APIC ------------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ class Op(IntEnum):
     LIVE = 6
     """id u32, as the first operation: a live command. It goes on with what was left by the one before, or the
     prompt (VMX operation, the current VMCS, L2's registers), and nothing is undone at its end."""
+    CODE = 7
+    """bits u8, base of CS u64, linear address u64, address u64, bytes u32: reports L2's code."""
     VMXON = 16
     """region u64."""
     VMXOFF = 17

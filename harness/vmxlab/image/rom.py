@@ -7,6 +7,7 @@ last kilobyte. It is mapped so that it ends at 4 GiB; QEMU takes it by `-bios`, 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from vmxlab.errors import ImageError
 from vmxlab.image import layout
@@ -60,25 +61,46 @@ def pack_rom(monitor: Monitor, payload: bytes = b"") -> bytes:
     return body + bytes(size - len(body) - len(stub)) + table + stub[_ROM_TABLE.size :]
 
 
-def pack_elf(monitor: Monitor, payload: bytes = b"") -> bytes:
-    """The monitor's ELF with the payload as one more loaded segment."""
-    if not payload:
+def pack_elf(monitor: Monitor, payload: bytes = b"", *, claim_memory: bool = False) -> bytes:
+    """The monitor's ELF with the payload as one more loaded segment.
+
+    With `claim_memory` all memory that the image uses from 1 MiB on stands in the segments, so that a boot
+    loader that knows what is free refuses a machine where it is not. Raises ImageError for an ELF file that
+    has no room for that.
+    """
+    headers, contents = [], b""
+    offset = len(monitor.elf) + -len(monitor.elf) % 16
+    if payload:
+        memory = layout.PAYLOAD_BYTES if claim_memory else len(payload)
+        headers.append(_segment(offset, layout.PAYLOAD_BASE, len(payload), memory))
+        contents = payload
+    if claim_memory:
+        end = layout.MONITOR_BASE + len(monitor.code)
+        for start, stop in ((end, layout.PAYLOAD_BASE), (layout.CASE_BASE, layout.CASE_LIMIT)):
+            headers.append(_segment(offset, start, 0, stop - start))
+    if not headers:
         return monitor.elf
-    header = list(_ELF_HEADER.unpack_from(monitor.elf))
+    return _with_segments(monitor.elf, headers).ljust(offset, b"\0") + contents
+
+
+def _segment(offset: int, address: int, file_bytes: int, memory_bytes: int) -> bytes:
+    return _PROGRAM_HEADER.pack(_PT_LOAD, offset, address, address, file_bytes, memory_bytes, _READ_WRITE, 1)
+
+
+def _with_segments(elf: bytes, more: Sequence[bytes]) -> bytes:
+    """The file with more program headers behind the ones it has.
+
+    They must stay where they are: GRUB reads no others than those in the first 8 KiB.
+    """
+    header = list(_ELF_HEADER.unpack_from(elf))
     phoff, phentsize, phnum = header[5], header[9], header[10]
-    old = monitor.elf[phoff : phoff + phentsize * phnum]
-    new_phoff = len(monitor.elf) + -len(monitor.elf) % 16
-    payload_offset = new_phoff + len(old) + _PROGRAM_HEADER.size
-    extra = _PROGRAM_HEADER.pack(
-        _PT_LOAD,
-        payload_offset,
-        layout.PAYLOAD_BASE,
-        layout.PAYLOAD_BASE,
-        len(payload),
-        len(payload),
-        _READ_WRITE,
-        1,
-    )
-    header[5], header[10] = new_phoff, phnum + 1
-    body = _ELF_HEADER.pack(*header) + monitor.elf[_ELF_HEADER.size :]
-    return body.ljust(new_phoff, b"\0") + old + extra + payload
+    end = phoff + phentsize * phnum
+    extra = b"".join(more)
+    room = elf[end : end + len(extra)]
+    if phentsize != _PROGRAM_HEADER.size or any(room):
+        raise ImageError(
+            "the monitor's ELF file has no room for another program header",
+            advice="build it again with 'make guest'",
+        )
+    header[10] = phnum + len(more)
+    return _ELF_HEADER.pack(*header) + elf[_ELF_HEADER.size : end] + extra + elf[end + len(extra) :]

@@ -58,6 +58,11 @@ def revision(address: int, flags: int = 0) -> bytes:
     return op(Op.REVISION) + struct.pack("<QI", address, flags)
 
 
+def code(bits: int, base: int, linear: int, address: int, length: int) -> bytes:
+    """Have L2's code reported: it lies at `address` in the machine and at `linear` for L2; CS has `base`."""
+    return op(Op.CODE) + struct.pack("<BQQQI", bits, base, linear, address, length)
+
+
 def with_u64(code: Op, *values: int, go_on: bool = False) -> bytes:
     """An operation whose operands are 64-bit values."""
     return op(code, go_on=go_on) + struct.pack(f"<{len(values)}Q", *values)

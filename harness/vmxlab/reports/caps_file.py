@@ -7,7 +7,8 @@
     }
 
 "msrs" is what `Capabilities.to_dict` gives; it is empty for a processor without VMX. The same processor
-always gives the same text. A file that holds nothing but the MSRs is read too.
+always gives the same text. A file that holds nothing but the MSRs is read too, and a serial log of the
+monitor, which is what a processor without an engine leaves: an image, booted on it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class CapsFile:
 def read_caps_file(path: Path) -> CapsFile:
     """A file of capabilities. Raises CaseError where it can't be read, or is none, or is of no VMX."""
     try:
-        found = CapsFile.from_json(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        found = _of_log(content) or CapsFile.from_json(content.decode("utf-8"))
     except OSError as error:
         raise CaseError(f"{path} can't be read: {error.strerror}", advice=_ADVICE) from error
     except UnicodeDecodeError as error:
@@ -95,6 +97,19 @@ def read_caps_file(path: Path) -> CapsFile:
     if not found.capabilities.raw:
         raise CaseError(f"{path} is of a processor without VMX", advice="no case can be made for it")
     return found
+
+
+def _of_log(content: bytes) -> CapsFile | None:
+    """What the monitor said of the processor when it booted; None where this is no log of it."""
+    from vmxlab.console.records import parse_log
+    from vmxlab.console.session import capabilities_from_record
+
+    records, _ = parse_log(content)
+    caps = [record for record in records if record.kind == "caps"]
+    boot = [record for record in records if record.kind == "boot"]
+    if not caps or not boot:
+        return None
+    return CapsFile(capabilities_from_record(caps[-1]), boot[-1].number("maxphyaddr"))
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

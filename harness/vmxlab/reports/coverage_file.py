@@ -8,6 +8,8 @@ A line is a JSON object with its `kind`. "head" comes first. Then, by test (its 
 
 and at last a "processor" for each model, with its capability MSRs, and "end" with the number of lines before
 it: a file without it was cut short.
+
+The file of a session's results (`reports.results.file`) has these lines too, and a "test" for each test.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmxlab.errors import CoverageError, VmxlabError
@@ -122,21 +125,31 @@ def processor_line(info: EngineInfo, capabilities: Capabilities, *, is_default: 
 
 
 class CoverageWriter:
-    """Writes a coverage file, line by line. Raises CoverageError where it can't be written."""
+    """Writes a coverage file, line by line. Raises CoverageError where it can't be written.
 
-    def __init__(self, path: Path) -> None:
+    `what` it is called in messages, and `head` what its first line says besides: of a file of results.
+    """
+
+    def __init__(
+        self, path: Path, *, what: str = "coverage", head: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
         self._path = path.absolute()
+        self._what = what
         self._lines = 0
         try:
             self._file = self._path.open("w", encoding="utf-8")
         except OSError as error:
             raise self._failed(error) from error
-        self.write({"kind": "head", "format": FORMAT, "of": "vmxlab coverage"})
+        self.write({"kind": "head", "format": FORMAT, "of": f"vmxlab {what}", **head})
 
     def write(self, line: Mapping[str, object]) -> None:
         """One line, which is in the file when this returns."""
+        self.write_text(json.dumps(line))
+
+    def write_text(self, line: str) -> None:
+        """The same for a line that is JSON already."""
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
@@ -152,7 +165,7 @@ class CoverageWriter:
 
     def _failed(self, error: OSError) -> CoverageError:
         return CoverageError(
-            f"the coverage file {self._path} can't be written: {os.strerror(error.errno or 0)}"
+            f"the {self._what} file {self._path} can't be written: {os.strerror(error.errno or 0)}"
         )
 
 
@@ -160,18 +173,13 @@ class CoverageWriter:
 
 
 def read_coverage(path: Path) -> CoverageFile:
-    """Read a coverage file. Raises CoverageError, with the number of the line that is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is no text"
-        raise CoverageError(
-            f"the coverage file {path} can't be read: {why}",
-            advice="pytest --vmx-coverage FILE writes one",
-        ) from error
-    reader = _Reader(path)
+    """Read a coverage file, or what a file of results says of coverage.
+
+    Raises CoverageError, with the number of the line that is wrong.
+    """
+    reader = LinesReader(path)
     number = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         reader.take(number, line)
     if not reader.ended:
         raise CoverageError(
@@ -183,15 +191,44 @@ def read_coverage(path: Path) -> CoverageFile:
     return reader.file
 
 
-class _Reader:
-    def __init__(self, path: Path) -> None:
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is no text"
+        raise CoverageError(
+            f"the coverage file {path} can't be read: {why}",
+            advice="pytest --vmx-coverage FILE writes one",
+        ) from error
+
+
+class LinesReader:
+    """Takes the lines of a coverage file, or of a file of results, one by one.
+
+    `file` is what they say of coverage; `ended` whether the end has come. A "head" and the "test"s of a file
+    of results go to these. `what` the file is called in messages, and `option` is the one that writes it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        what: str = "coverage",
+        option: str = "--vmx-coverage",
+        head: Callable[[Mapping[str, Any]], None] = lambda head: None,
+        test: Callable[[Line], None] = lambda line: None,
+    ) -> None:
         self.file = CoverageFile(path)
         self.ended = False
-        self._takers: Mapping[str, Callable[[_Line], None]] = {
+        self._what = what
+        self._option = option
+        self._head = head
+        self._takers: Mapping[str, Callable[[Line], None]] = {
             "seen": self._seen,
             "lacking": self._lacking,
             "differs": self._differs,
             "processor": self._processor,
+            "test": test,
         }
 
     def take(self, number: int, text: str) -> None:
@@ -200,55 +237,56 @@ class _Reader:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise self._wrong(number, "this is no line of a coverage file")
+            raise self._wrong(number, f"this is no line of a {self._what} file")
         try:
-            self._take(number, _Line(value))
-        except _Wrong as wrong:
+            self._take(number, Line(value))
+        except WrongLine as wrong:
             raise self._wrong(number, str(wrong)) from None
         except VmxlabError as error:
             raise self._wrong(number, error.message) from None
 
-    def _take(self, number: int, line: _Line) -> None:
+    def _take(self, number: int, line: Line) -> None:
         kind = line.get("kind", str)
         if (number == 1) != (kind == "head"):
-            raise _Wrong("a coverage file starts with its head, and has one")
+            raise WrongLine(f"a {self._what} file starts with its head, and has one")
         if self.ended:
-            raise _Wrong("the file goes on behind its end")
+            raise WrongLine("the file goes on behind its end")
         if kind == "head":
             if line.get("format", int) != FORMAT:
-                raise _Wrong(
+                raise WrongLine(
                     f"the format is {line.get('format', int)}, this version of vmxlab reads {FORMAT}"
                 )
+            self._head(line.values)
         elif kind == "end":
             if line.get("lines", int) != number - 1:
-                raise _Wrong(
+                raise WrongLine(
                     f"{line.get('lines', int)} lines were written before the end, {number - 1} are here"
                 )
             self.file.status, self.ended = line.get("status", int), True
         elif kind in self._takers:
             self._takers[kind](line)
         else:
-            raise _Wrong(f"there is no line of kind {kind!r}")
+            raise WrongLine(f"there is no line of kind {kind!r}")
 
     def _wrong(self, number: int, problem: str) -> CoverageError:
         return CoverageError(
             f"{self.file.path}, line {number}: {problem}",
-            advice="a coverage file is what pytest --vmx-coverage FILE writes",
+            advice=f"a {self._what} file is what pytest {self._option} FILE writes",
         )
 
-    def _seen(self, line: _Line) -> None:
+    def _seen(self, line: Line) -> None:
         reasons, failures = line.items("reasons", int), line.items("entry_failures", int)
         models = line.items("models", str)
         self.file.seen.append(Seen(line.get("test", str), line.platform, models, reasons, failures))
 
-    def _lacking(self, line: _Line) -> None:
+    def _lacking(self, line: Line) -> None:
         feature, bit = line.get("feature", str), line.get("bit", str)
         self.file.lacking.append(Lacking(line.get("test", str), line.platform, feature, bit))
 
-    def _differs(self, line: _Line) -> None:
+    def _differs(self, line: Line) -> None:
         self.file.differs.append(Differs(line.get("test", str), line.platform, line.get("key", str)))
 
-    def _processor(self, line: _Line) -> None:
+    def _processor(self, line: Line) -> None:
         from vmxlab.structures import Capabilities
 
         capabilities = Capabilities.from_dict(line.get("msrs", dict))
@@ -256,30 +294,30 @@ class _Reader:
         self.file.processors.append(Processor(line.platform, model, default, capabilities))
 
 
-class _Wrong(Exception):
+class WrongLine(Exception):
     """What is wrong with a line."""
 
 
-class _Line:
+class Line:
     """A line's values, each of the kind that it must be."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
+        self.values = values
 
     @property
     def platform(self) -> Platform:
         return Platform(self.get("engine", str), self.get("version", str))
 
     def get(self, key: str, kind: type[_T]) -> _T:
-        value = self._values.get(key)
+        value = self.values.get(key)
         if type(value) is not kind:
-            raise _Wrong(
-                f"{key!r} is missing" if key not in self._values else f"{key!r} is no {kind.__name__}"
+            raise WrongLine(
+                f"{key!r} is missing" if key not in self.values else f"{key!r} is no {kind.__name__}"
             )
         return value
 
     def items(self, key: str, kind: type[_T]) -> tuple[_T, ...]:
         values = self.get(key, list)
         if not all(type(value) is kind for value in values):
-            raise _Wrong(f"{key!r} is no list of {kind.__name__}")
+            raise WrongLine(f"{key!r} is no list of {kind.__name__}")
         return tuple(values)

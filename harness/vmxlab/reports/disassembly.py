@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmxlab.cases.case import Case
 from vmxlab.cases.memory import PROGRAM
 from vmxlab.cases.program import Mode
+from vmxlab.console.records import Record
 from vmxlab.sdm.fields import Field
 
 if TYPE_CHECKING:
@@ -36,7 +37,32 @@ class Code:
         data = {address: bytes(content) for address, content in case.data.items()}
         # 64-bit mode takes the base of CS for 0 (SDM Vol. 1, 3.4.2.1).
         base = 0 if case.mode is Mode.LONG else case.fields.get(Field.GUEST_CS_BASE, 0)
-        return cls(case.mode, {PROGRAM: program, **data}, base)
+        return cls.of_bytes(case.mode, program, data, base)
+
+    @classmethod
+    def of_bytes(cls, mode: Mode, program: bytes, data: Mapping[int, bytes], cs_base: int = 0) -> Code:
+        """A program in machine code where programs lie, and further bytes by L2's addresses."""
+        return cls(mode, {PROGRAM: program, **data}, cs_base)
+
+    @classmethod
+    def from_records(cls, records: Iterable[Record]) -> Code | None:
+        """What "code" records say (`vmxlab.image.code`); later ones lie over earlier ones. None without any.
+
+        Raises KeyError or ValueError for one that makes no sense.
+        """
+        mode, base, memory = Mode.LONG, 0, dict[int, int]()
+        for record in records:
+            mode, base = Mode[record.values["mode"].upper()], record.number("base", 0)
+            at = record.number("at")
+            memory |= dict(enumerate(bytes.fromhex(record.values["data"]), at))
+        chunks: dict[int, bytearray] = {}
+        start = 0
+        for address in sorted(memory):
+            if not chunks or address != start + len(chunks[start]):
+                start = address
+                chunks[start] = bytearray()
+            chunks[start].append(memory[address])
+        return cls(mode, {at: bytes(chunk) for at, chunk in chunks.items()}, base) if chunks else None
 
     def at(self, rip: int) -> str | None:
         """The instruction at RIP, in Intel syntax; None where the case put nothing.
@@ -49,6 +75,18 @@ class Code:
                 offset = address - start
                 return _disassemble(chunk[offset : offset + MAX_INSTRUCTION_BYTES], self.mode.bits, rip)
         return None
+
+    def listing(self) -> Iterator[tuple[int, str]]:
+        """Every instruction with its linear address, one after the other; bytes that are none are left out.
+
+        Data is read as if it were code, and what L2 jumps over as if it came to it.
+        """
+        from iced_x86 import Decoder
+
+        for start, chunk in self.chunks.items():
+            for instruction in Decoder(self.mode.bits, chunk, ip=start):
+                if not instruction.is_invalid:
+                    yield instruction.ip, _formatter().format(instruction)
 
 
 @lru_cache(maxsize=1024)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from vmxlab.oracle.entry import EntryOutcome, EntryVerdict
 from vmxlab.reports.tables import Column, Table
+from vmxlab.sdm.exit_reasons import ENTRY_FAILURE_BIT, ExitReason
+from vmxlab.sdm.fields import Field
 
 _BROKEN = (
     Column("rule", "broken rule", style="bold red"),
@@ -58,6 +60,32 @@ def outcome_in_words(verdict: EntryVerdict) -> str:
             " as far as it was checked" if verdict.unchecked else ": no rule is broken"
         )
     return " or ".join(_OUTCOMES[outcome] for outcome in EntryOutcome if outcome in verdict.by_broken)
+
+
+_OUTCOME_OF_REASON = {
+    ENTRY_FAILURE_BIT | ExitReason.ENTRY_FAILURE_GUEST_STATE: EntryOutcome.INVALID_GUEST_STATE,
+    ENTRY_FAILURE_BIT | ExitReason.ENTRY_FAILURE_MSR_LOADING: EntryOutcome.MSR_LOADING_FAILS,
+}
+
+
+_VMFAILS = frozenset({EntryOutcome.INVALID_CONTROLS, EntryOutcome.INVALID_HOST_STATE})
+
+
+def contradiction(verdict: EntryVerdict, fields: Mapping[Field, int]) -> str | None:
+    """What the VMCS itself tells of its failed entry, where that is not what the broken rules make of it.
+
+    The exit reason tells of failures by guest state and MSR loading alone: a VMfail leaves it as it was
+    (SDM Vol. 3C, 27.2 and 27.8).
+    """
+    told = _OUTCOME_OF_REASON.get(fields.get(Field.EXIT_REASON, 0))
+    if told is None or told in verdict.by_broken:
+        return None
+    text = f"the VMCS itself says {_OUTCOMES[told]}"
+    if verdict.by_broken <= _VMFAILS:
+        return (
+            f"{text}: that processor allows what is broken here, so its capabilities are not the ones given"
+        )
+    return f"{text}: no rule that could be checked tells why"
 
 
 def lines(verdict: EntryVerdict) -> Iterator[str]:

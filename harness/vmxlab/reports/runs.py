@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
 
 from vmxlab.cases.case import Case
@@ -28,7 +29,7 @@ VERDICT_STYLES: Mapping[Verdict, str] = {
 
 _MEMORY_SHOWN_BYTES = 16
 
-_END_WORDS = {
+END_WORDS: Mapping[End, str] = {
     End.STOP: "stopped at the last exit",
     End.DONE: "all steps were taken",
     End.LIMIT: "Limits.exits was reached",
@@ -99,6 +100,11 @@ def _operands(exit: Exit) -> Iterator[str]:
             yield f"leaf {rax:#x}, subleaf {rcx:#x}"
 
 
+def reason_name(number: int) -> str:
+    """A basic exit reason by name: "IO_INSTRUCTION", or "reason 0xc8"."""
+    return Exit(number=0, full_reason=number).reason_name
+
+
 def msr_name(number: int) -> str:
     """An MSR by name and number: "IA32_EFER (0xc0000080)", or the number alone."""
     try:
@@ -123,50 +129,60 @@ def exit_json(exit: Exit) -> dict[str, Value]:
         "idt_vectoring_error_code": f"{exit.idt_vectoring_error_code:#x}",
         "rflags": f"{exit.rflags:#x}",
         "registers": {name: f"{value:#x}" for name, value in exit.registers.items()},
-        "watched": {_field_name(field): f"{value:#x}" for field, value in exit.watched.items()},
+        "watched": {field_name(field): f"{value:#x}" for field, value in exit.watched.items()},
     }
 
 
-def _qualification_json(exit: Exit) -> dict[str, Value]:
+def qualification_json(exit: Exit) -> dict[str, Value]:
     """The decoded qualification by the SDM's names."""
-    from dataclasses import asdict
-
     decoded: dict[str, Value] = {"type": type(exit.qualification).__name__}
-    for name, value in asdict(exit.qualification).items():
+    for field in fields(exit.qualification):  # not asdict(): it copies, and there may be 100,000 exits
+        value = getattr(exit.qualification, field.name)
         if isinstance(value, Enum):
-            decoded[name] = value.name
+            decoded[field.name] = value.name
         else:
-            decoded[name] = value if isinstance(value, bool) else f"{value:#x}"
+            decoded[field.name] = value if isinstance(value, bool) else f"{value:#x}"
     return decoded
 
 
 # --- all exits ---------------------------------------------------------------------------------------------
 
 
-def exit_table(run: Run, code: Code | None = None) -> Table:
-    """The exits of a run, a row each. `code` shows the instructions; without it they are left out."""
-    before = _at_entry(run.case)
+def exit_table(run: Run, code: Code | None = None, at_entry: Mapping[str, int] | None = None) -> Table:
+    """The exits of a run, a row each. `code` shows the instructions; without it they are left out.
+
+    `at_entry`: L2's registers and RFLAGS before the first exit, where the run's case is not there to tell.
+    """
+    before: Mapping[str, int] = state_at_entry(run.case) if at_entry is None else at_entry
     rows = []
     for exit in run.exits:
-        now = {**exit.registers, "rflags": exit.rflags}
-        rows.append(
-            (
-                exit.number,
-                exit.reason_name,
-                describe_exit(exit),
-                f"{exit.rip:#x}",
-                # After a failed entry L2 executed nothing (SDM Vol. 3C, 27.8).
-                None if code is None or exit.entry_failed else code.at(exit.rip),
-                _changes(before, now, exit),
-                _qualification_json(exit),
-                exit_json(exit),
-            )
-        )
-        before = now
+        rows.append(exit_row(exit, before, code))
+        before = state_at_exit(exit)
     return Table(_COLUMNS, rows)
 
 
-def _at_entry(case: Case | None) -> dict[str, int]:
+def exit_row(exit: Exit, before: Mapping[str, int], code: Code | None) -> tuple[Value, ...]:
+    """An exit's row; `before`: the registers as they were at the exit before."""
+    return (
+        exit.number,
+        exit.reason_name,
+        describe_exit(exit),
+        f"{exit.rip:#x}",
+        # After a failed entry L2 executed nothing (SDM Vol. 3C, 27.8).
+        None if code is None or exit.entry_failed else code.at(exit.rip),
+        changes(before, state_at_exit(exit), exit),
+        qualification_json(exit),
+        exit_json(exit),
+    )
+
+
+def exit_as_json(exit: Exit, before: Mapping[str, int], code: Code | None) -> dict[str, Value]:
+    """One exit as the rows of `exit_table` are as JSON."""
+    return dict(zip((column.key for column in _COLUMNS), exit_row(exit, before, code), strict=True))
+
+
+def state_at_entry(case: Case | None) -> dict[str, int]:
+    """L2's registers when it is entered first, as far as the case says; of a log, the baseline's."""
     state = {**dict.fromkeys(GENERAL_REGISTERS, 0), "rsp": STACK_TOP, "rflags": 2}
     if case is not None:
         for name, field in (("rsp", Field.GUEST_RSP), ("rflags", Field.GUEST_RFLAGS)):
@@ -175,13 +191,19 @@ def _at_entry(case: Case | None) -> dict[str, int]:
     return state
 
 
-def _changes(before: Mapping[str, int], now: Mapping[str, int], exit: Exit) -> list[str]:
+def state_at_exit(exit: Exit) -> dict[str, int]:
+    """L2's registers as an exit found them."""
+    return {**exit.registers, "rflags": exit.rflags}
+
+
+def changes(before: Mapping[str, int], now: Mapping[str, int], exit: Exit) -> list[str]:
     """Registers that changed since the exit before, and the fields that the case watches."""
     registers = [f"{name}={value:#x}" for name, value in now.items() if before.get(name) != value]
-    return registers + [f"{_field_name(field)}={value:#x}" for field, value in exit.watched.items()]
+    return registers + [f"{field_name(field)}={value:#x}" for field, value in exit.watched.items()]
 
 
-def _field_name(field: Field | int) -> str:
+def field_name(field: Field | int) -> str:
+    """A field by name, or its encoding where no name is known."""
     return field.name if isinstance(field, Field) else f"field {field:#x}"
 
 
@@ -200,7 +222,7 @@ def remarks(run: Run) -> list[str]:
     value, the rules that a failed VM entry broke, faults in L1, memory.
     """
     lines = [f"on {run.engine}: {run.by_need}"] if run.by_need else []
-    lines += [_outcome_line(o) for o in run.outcomes if not o.ok or o.value is not None]
+    lines += [outcome_line(o) for o in run.outcomes if not o.ok or o.value is not None]
     lines += [f"broken rule {broken}" for broken in run.broken_rules()]
     lines += [str(fault) for fault in run.faults]
     for address, content in run.memory.items():
@@ -209,7 +231,8 @@ def remarks(run: Run) -> list[str]:
     return lines
 
 
-def _outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: Outcome) -> str:
+    """An outcome with the MSR it was about, and the value that was read."""
     text = str(outcome)
     if outcome.msr is not None:
         text = text.replace(":", f" of {msr_name(outcome.msr)}:", 1)
@@ -223,7 +246,7 @@ def verdict_text(run: Run) -> str:
         return run.error.message
     if run.error is not None:
         return str(run.error)
-    end = _END_WORDS[run.end] if run.end is not None else "the records end before the case does"
+    end = END_WORDS[run.end] if run.end is not None else "the records end before the case does"
     difference = run.difference()
     if difference is not None:
         return f"{difference} ({count}; {end})"
@@ -240,7 +263,7 @@ def run_json(run: Run, code: Code | None = None) -> dict[str, Value]:
         "engine": run.engine,
         "by_need": run.by_need or None,
         "end": run.end.value if run.end is not None else None,
-        "outcomes": [_outcome_json(outcome) for outcome in run.outcomes],
+        "outcomes": [outcome_json(outcome) for outcome in run.outcomes],
         "exits": exit_table(run, code).json_rows(),
         "broken_rules": [broken.rule.name for broken in run.broken_rules()],
         "faults": [str(fault) for fault in run.faults],
@@ -249,14 +272,15 @@ def run_json(run: Run, code: Code | None = None) -> dict[str, Value]:
     }
 
 
-def _outcome_json(outcome: Outcome) -> dict[str, Value]:
+def outcome_json(outcome: Outcome) -> dict[str, Value]:
+    """An outcome as JSON knows it."""
     return {
         "operation": outcome.operation,
         "outcome": outcome.kind.value,
         "error": None if outcome.error is None else int(outcome.error),
         "vector": None if outcome.vector is None else int(outcome.vector),
         "error_code": outcome.error_code,
-        "field": None if outcome.field is None else _field_name(outcome.field),
+        "field": None if outcome.field is None else field_name(outcome.field),
         "msr": None if outcome.msr is None else f"{outcome.msr:#x}",
         "value": None if outcome.value is None else f"{outcome.value:#x}",
         "count": outcome.count,

@@ -46,7 +46,7 @@ from vmxlab.structures.ept_entry import (
 )
 from vmxlab.structures.ept_table import EptTable, spans
 from vmxlab.structures.ept_translation import Translation
-from vmxlab.structures.ept_tree import draw
+from vmxlab.structures.ept_tree import EntryRun, draw, runs_below
 
 _LEVELS = 4
 _GPA_BITS = 48
@@ -364,6 +364,10 @@ class Ept:
     def tree(self) -> str:
         """The tables drawn as text, alike neighbours on one line; a misconfigured entry is marked."""
         return draw(self._root)
+
+    def runs(self) -> Iterator[EntryRun]:
+        """Every entry, alike neighbours as one run; what an entry leads to comes behind it."""
+        return runs_below(self._root)
 
     def copy(self) -> Ept:
         """Paging structures of their own with the same entries."""

@@ -187,11 +187,15 @@ class EPTPointer:
             if fault.bit is not None:
                 raise MissingCapability(fault.feature or fault.rule, fault.bit)
 
-    def __repr__(self) -> str:
+    def describe(self) -> str:
         """The value and its fields."""
         kind = getattr(self.memory_type, "name", f"type {int(self.memory_type)}")
         words = [f"{self.bits:#x}", f"table {self.address:#x}", f"{self.page_walk_length} levels", kind]
         words += ["accessed/dirty"] if self.accessed_dirty else []
         words += ["supervisor shadow stack"] if self.supervisor_shadow_stack else []
         words += [f"reserved {self.reserved:#x}"] if self.reserved else []
-        return f"<EPTPointer {', '.join(words)}>"
+        return ", ".join(words)
+
+    def __repr__(self) -> str:
+        """The same, with the name of the class."""
+        return f"<EPTPointer {self.describe()}>"

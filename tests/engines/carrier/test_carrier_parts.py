@@ -9,6 +9,7 @@ import shutil
 import stat
 import struct
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import lz4.block
@@ -185,7 +186,14 @@ def test_a_strange_kernel_is_an_error_that_says_why(image, message):
 
 _MODULE_SOURCE = """
 .text
-f:  ret
+f:  call __fentry__
+    call g
+    .byte 0xb8
+    .long __fentry__
+    call __fentry__
+    ret
+.data
+    .quad __fentry__
 .section __mcount_loc, "a"
     .quad f
 .section .BTF, "a"
@@ -224,19 +232,41 @@ def test_a_signature_longer_than_the_module_is_an_error(size):
         modules.without_signature(broken, "m")
 
 
-def test_a_lean_module_lost_the_names_of_two_sections_and_nothing_else(module):
+def test_a_lean_module_lost_the_names_of_two_sections(module):
     lean = modules.lean(signed(module, b"signature"), "m")
     before, after = sections(module), sections(lean)
     assert set(before) - set(after) == {"__mcount_loc", ".BTF", ".rela__mcount_loc"}
     assert set(after) - set(before) == {"-_mcount_loc", "-BTF", ".rela-_mcount_loc"}
-    assert list(before.values())[:-1] == list(after.values())[:-1]  # the last is the table of names
     assert len(lean) == len(module)
-    assert sum(a != b for a, b in zip(module, lean, strict=True)) == 2
+    unnamed = modules.without_names(module, modules.HIDDEN_SECTIONS, "m")
+    assert sum(a != b for a, b in zip(module, unnamed, strict=True)) == 2
+
+
+def relocations(module: bytes, section: str) -> list[tuple[int, str]]:
+    """(offset, symbol) of those that are not R_X86_64_NONE."""
+    elf = ELFFile(io.BytesIO(module))
+    names = [symbol.name for symbol in elf.get_section_by_name(".symtab").iter_symbols()]
+    found = elf.get_section_by_name(section).iter_relocations()
+    return [(r["r_offset"], names[r["r_info_sym"]]) for r in found if r["r_info_type"]]
+
+
+def test_calls_of_the_tracer_are_nops_in_a_lean_module_and_nothing_else_is_changed(module):
+    lean = modules.without_tracing(module, "m")
+    before, after = sections(module), sections(lean)
+    assert {name for name in before if before[name] != after[name]} == {".text", ".rela.text"}
+    nop, call = "0f1f440000", "e800000000"
+    assert before[".text"].hex() == f"{call}{call}b800000000{call}c3"
+    assert after[".text"].hex() == f"{nop}{call}b800000000{nop}c3"
+    assert relocations(lean, ".rela.text") == [(6, "g"), (11, "__fentry__")]
+    assert relocations(lean, ".rela.data") == relocations(module, ".rela.data") == [(0, "__fentry__")]
 
 
 def test_what_is_no_module_is_an_error():
-    with pytest.raises(errors.EngineUnavailable, match="kernel module kvm can't be used: it is no ELF file"):
-        modules.lean(b"no ELF file", "kvm")
+    for change in (modules.lean, modules.without_tracing, partial(modules.without_names, hidden=())):
+        with pytest.raises(
+            errors.EngineUnavailable, match="kernel module kvm can't be used: it is no ELF file"
+        ):
+            change(b"no ELF file", name="kvm")
 
 
 # --- libraries ----------------------------------------------------------------------------------------------

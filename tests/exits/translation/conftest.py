@@ -410,14 +410,20 @@ class Agreement:
         vmxlab.require(SecondaryControls.ENABLE_EPT, EntryControls.LOAD_IA32_EFER)
         if vmxlab.physical_address_width < 39:
             pytest.skip("the regions of the probes need 39 bits of physical address")
-        page = Probe().with_guest(3, P | W | A | D | PS)
-        run = vmxlab.run(Machine(Setting(), [page]).case(vmxlab.capabilities))
-        self.page_1g = run.reasons == [ExitReason.CPUID]
+        self._page_1g: dict[str, bool] = {}
+
+    @property
+    def page_1g(self) -> bool:
+        """Whether the processor of the test at hand has pages of 1 GiB in L2's own tables."""
+        model = self.vmxlab.model
+        if model not in self._page_1g:
+            page = Probe().with_guest(3, P | W | A | D | PS)
+            run = self.vmxlab.run(Machine(Setting(), [page]).case(self.vmxlab.capabilities))
+            self._page_1g[model] = run.reasons == [ExitReason.CPUID]
+        return self._page_1g[model]
 
     def require(self, setting: Setting) -> None:
-        lacking = CR4(setting.cr4 & ~self.vmxlab.capabilities.cr4_fixed1)
-        if lacking:
-            pytest.skip(f"CR4 can't have {lacking.describe()}")
+        self.vmxlab.require(*(bit for bit in CR4 if setting.cr4 & bit))
         if setting.ept_flags:
             self.vmxlab.require_ept("accessed_dirty")
 

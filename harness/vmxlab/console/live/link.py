@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 from vmxlab.console.rebuild import run_from_records
 from vmxlab.console.run import End, Outcome, Run
 from vmxlab.errors import L1Fault, LiveStateLost, MachineError, ProtocolError, VmxlabError
-from vmxlab.image import script
 
 if TYPE_CHECKING:
     from vmxlab.console.lab import Lab
     from vmxlab.console.session import Session
+    from vmxlab.image.code import LoadedCode
 
 _E = TypeVar("_E", bound=VmxlabError)
 
@@ -55,8 +55,12 @@ class LiveLink:
         """Whether what was set up is still there."""
         return self._lab.is_live(self)
 
-    def send(self, units: Sequence[bytes], deadline_s: float | None = None) -> Run:
+    def send(
+        self, units: Sequence[bytes], deadline_s: float | None = None, code: LoadedCode | None = None
+    ) -> Run:
         """Run a script behind what the last one left. `Run.outcomes` tell of each instruction.
+
+        `code` is what L2 may execute in it, for the log.
 
         Raises L1Fault where L1 took a fault, MachineError where the machine died or hung, LiveStateLost
         where it had gone before.
@@ -65,7 +69,7 @@ class LiveLink:
         number = next(self._numbers)
         try:
             with self.uninterrupted():
-                session, records = self._lab.live_exchange([script.live(number), *units], deadline_s)
+                session, records = self._lab.live_exchange(number, units, deadline_s, code)
         except BaseException as error:
             if not self.alive:
                 self._ended = error

@@ -42,6 +42,7 @@ from vmxlab.errors import (
     MissingCapability,
 )
 from vmxlab.image import script
+from vmxlab.image.code import LoadedCode
 from vmxlab.image.compiler import CompiledCase, assemble_programs, compile_case
 from vmxlab.image.protocol import Op
 from vmxlab.sdm.controls import PrimaryControls, SecondaryControls
@@ -101,6 +102,7 @@ class LiveMachine(Instructions):
         self._structures = LiveStructures()
         self._snapshots = SnapshotReader()
         self._compiled: CompiledCase | None = None
+        self._code: LoadedCode | None = None
         Instructions.__init__(self)
         self._at_entry: Snapshot | None = None
         self._last_exit: Exit | None = None
@@ -121,6 +123,7 @@ class LiveMachine(Instructions):
             [*compiled.units[1:-1], script.snapshot(all_=True, go_on=True)], self._deadline_s
         )
         self._compiled = compiled
+        self._code = compiled.code
         ept = None
         if compiled.eptp is not None:
             ept = guest_ept() if case.ept is None else case.ept
@@ -293,17 +296,20 @@ class LiveMachine(Instructions):
 
         Text is assembled for the mode of the case. Raises ProgramError.
         """
-        code, units = self._loading(program)
+        length, units = self._loading(program)
         self._send(units)
-        return len(code)
+        return length
 
-    def _loading(self, program: str | bytes) -> tuple[bytes, list[bytes]]:
-        """A program's machine code, and the operations that load it."""
+    def _loading(self, program: str | bytes) -> tuple[int, list[bytes]]:
+        """How many bytes a program has, and the operations that load it with a HLT behind it."""
         self._require_vmx()
         (code,) = assemble_programs([Case(program=program, mode=self._case.mode)])
-        room = PROGRAM_LIMIT - PROGRAM - len(code)
-        parts = self.guest_memory.parts(PROGRAM, code + _HLT[:room])
-        return code, [unit for part in parts for unit in part]
+        length, room = len(code), PROGRAM_LIMIT - PROGRAM - len(code)
+        code += _HLT[:room]
+        parts = self.guest_memory.parts(PROGRAM, code)
+        assert self._compiled is not None
+        self._code = LoadedCode.of(code, self._case.data, self._compiled.fields)
+        return length, [unit for part in parts for unit in part]
 
     @overload
     def enter(
@@ -419,7 +425,7 @@ class LiveMachine(Instructions):
             script.enter(resume=resume, max_exits=1, go_on=bool(after)),
             *after,
         ]
-        run = self._send(units)
+        run = self._send(units, self._code)
         entry = next((i for i, record in enumerate(run.records) if record.kind == "exit"), len(run.records))
         at_entry = self._snapshots.take(run.records[:entry])
         self._at_entry = since or at_entry or self._at_entry
@@ -459,9 +465,10 @@ class LiveMachine(Instructions):
         """The VMCS and L2's registers, all of them. Raises InstructionFailed without a current VMCS."""
         self._require_vmx()
         run = self._send([script.snapshot(all_=not self._snapshots.knows_all)])
-        self._succeeded(last_outcome(run, "snapshot"), _NO_VMCS)
         taken = self._snapshots.take(run.records)
-        assert taken is not None
+        if taken is None:
+            self._succeeded(last_outcome(run, "snapshot"), _NO_VMCS)
+            raise AssertionError("a snapshot without a record")
         return taken
 
     @property
@@ -476,13 +483,13 @@ class LiveMachine(Instructions):
     def _deadline_s(self) -> float | None:
         return self._case.limits.seconds
 
-    def _send(self, units: Sequence[bytes]) -> Run:
+    def _send(self, units: Sequence[bytes], code: LoadedCode | None = None) -> Run:
         """Run a script, behind what brings the machine up to date with Python's structures."""
         changed = self._structures.changed()
         update = [*self._structures.units(changed), *self.registers.units()]
         if any(map(is_ept_table, changed)):
             update += self._invept()
-        run = self.link.send([*update, *units], self._deadline_s)
+        run = self.link.send([*update, *units], self._deadline_s, code)
         self._structures.arrived(changed)
         self.registers.arrived()
         return run

@@ -42,7 +42,7 @@ MEMORY_MB = 256
 ROM_BYTES = 64 << 10
 
 # Whoever changes what is built of the same packages and parts counts this up.
-_BUILDER = 1
+_BUILDER = 2
 
 _MEMORY_FILE = "memory.img"
 _ROM_FILE = "boot.rom"

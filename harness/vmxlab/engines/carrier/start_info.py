@@ -22,6 +22,7 @@ _PARAMETERS = (
     "tsc_early_khz=400000",  # no calibration against the PIT: it waits for emulated time to pass
     "no_timer_check",  # no test of the timer's interrupt, which spins for ten ticks
     "pci=off",  # and there is no PCI bus: no probing
+    "lsm=capability",  # no other security module has a say at each ioctl of QEMU, which KVM_RUN is one of
     "clearcpuid=erms",  # REP MOVSB goes byte by byte in Bochs; without ERMS the kernel copies by quadwords
     "panic=-1",  # a panic resets at once, which ends Bochs and is noticed
     "rdinit=/init",  # our init

@@ -24,6 +24,10 @@ from vmxlab.sdm.registers import CR4
 
 _M = Mnemonic
 _EXIT = Rule('descriptor-table instructions exit by "descriptor-table exiting"', "Vol. 3C, 26.1.3, LGDT")
+OPERAND = Rule(
+    "a violation by the operand of a descriptor-table instruction has the addresses of that access",
+    "Vol. 3C, 28.2.1",
+)
 _TABLES = {_M.SGDT: 0, _M.SIDT: 1, _M.LGDT: 2, _M.LIDT: 3}
 _SEGMENTS = {_M.SLDT: 0, _M.STR: 1, _M.LLDT: 2, _M.LTR: 3}
 _PARTS = "whether limit or base of a pseudo-descriptor is accessed first"
@@ -109,7 +113,21 @@ def _segment(processor: Processor, instruction: Instruction) -> None:
     operands.write(processor, instruction, 0, Bits(selector))
 
 
+def _naming_its_operand(handler: Handler) -> Handler:
+    """The handler, whose EPT violations say that they are by the instruction's operand."""
+
+    def handle(processor: Processor, instruction: Instruction) -> None:
+        try:
+            handler(processor, instruction)
+        except VmExit as exit_:
+            if exit_.reason == ExitReason.EPT_VIOLATION:
+                exit_.rules = (*exit_.rules, OPERAND)
+            raise
+
+    return handle
+
+
 HANDLERS: dict[int, Handler] = {
-    **dict.fromkeys(_TABLES, _table),
-    **dict.fromkeys(_SEGMENTS, _segment),
+    **dict.fromkeys(_TABLES, _naming_its_operand(_table)),
+    **dict.fromkeys(_SEGMENTS, _naming_its_operand(_segment)),
 }

@@ -1,8 +1,8 @@
 """The text that Linux's KVM prints to the kernel log on a failed VM entry (kvm_intel.dump_invalid_vmcs=1).
 
 It comes in sections, a line for several fields, and has changed with the versions of Linux: the items are
-looked for one by one within their section, whatever the line they stand in. Time stamps and "kvm_intel:"
-before them don't matter.
+looked for one by one within their section, whatever the line they stand in. Time stamps, "kvm_intel:" and the
+">" of a quoted mail before them don't matter.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from vmxlab.sdm.fields import Field
 FORMAT = "KVM's dump of a VMCS"
 LIMITS = (
     "KVM does not print the addresses of bitmaps and of MSR areas, the CR3-target count, the VMCS link "
-    "pointer, the PML address, VM-function controls, nor the host's S_CET, PKRS and the like; fields of MSRs "
-    "only where the control that loads them is 1. It reads the VMCS after the failure."
+    "pointer, the PML address, VM-function controls, nor PKRS and the like, S_CET only of late; fields of "
+    "MSRs only where the control that loads them is 1. It reads the VMCS after the failure."
 )
 
 _SECTION = re.compile(r"\*\*\* (Guest|Host|Control) State \*\*\*")
 _START = re.compile(r"VMCS \S+, last attempted VM-entry on CPU (\d+)")
 _PREFIX = re.compile(
-    r"^(?:<\d>)?(?:[\w: .+-]*?\bkernel:\s*)?(?:\[\s*[\d.]+\](?:\[\s*[CT]\d+\])?\s*)?"
+    r"^(?:> ?)*(?:<\d>)?(?:[\w: .+-]*?\bkernel:\s*)?(?:\[\s*[\d.]+\](?:\[\s*[CT]\d+\])?\s*)?"
     r"(?:kvm(?:_intel)?(?: \[\d+\])?:\s*)?"
 )
 _DIGITS = r"(0x)?([0-9a-fA-F]*)"
@@ -65,6 +65,13 @@ def _segment(name: str) -> str:
     )
 
 
+def _shadow_stacks(whose: str) -> str:
+    return (
+        f"S_CET = {{{whose}_IA32_S_CET:16}}, SSP = {{{whose}_SSP:16}}, "
+        f"SSP TABLE = {{{whose}_IA32_INTERRUPT_SSP_TABLE_ADDR:16}}"
+    )
+
+
 def _items(*templates: str) -> tuple[_Item, ...]:
     return tuple(_Item.of(template) for template in templates)
 
@@ -94,6 +101,7 @@ _GUEST = _items(
     "Interruptibility ={GUEST_INTERRUPTIBILITY_STATE:8}",
     "ActivityState ={GUEST_ACTIVITY_STATE:8}",
     "InterruptStatus ={GUEST_INTERRUPT_STATUS:4}",
+    _shadow_stacks("GUEST"),
 )
 _HOST = _items(
     "Sysenter RSP ={HOST_IA32_SYSENTER_ESP:16} CS:RIP={HOST_IA32_SYSENTER_CS:4}:{HOST_IA32_SYSENTER_EIP:16}",
@@ -107,6 +115,7 @@ _HOST = _items(
     "EFER ={HOST_IA32_EFER:16}",
     "PAT ={HOST_IA32_PAT:16}",
     "PerfGlobCtl ={HOST_IA32_PERF_GLOBAL_CTRL:16}",
+    _shadow_stacks("HOST"),
 )
 _CONTROL = _items(
     "PinBased={PIN_BASED_CONTROLS:8}",
