@@ -61,6 +61,9 @@ docs: environment ## the pages that are made from the code, into docs/
 console: guest ## the monitor's prompt
 	$(Q).venv/bin/vmxlab console $(ARGS)
 
+shell: guest ## a Python prompt with a live machine
+	$(Q).venv/bin/vmxlab shell $(ARGS)
+
 image: guest ## write an image that boots on every engine, build/vmxlab.*
 	$(Q).venv/bin/vmxlab image -o build/vmxlab $(ARGS)
 
@@ -75,7 +78,7 @@ bench: guest ## measure, as ratios where the machine's speed matters
 
 wheel: guest ## an installable package with the monitor inside, into dist/
 	$(Q)mkdir -p harness/vmxlab/monitor
-	$(Q)cp $(addprefix build/guest/,monitor.elf reset.bin carrier.bin carrier-init) harness/vmxlab/monitor/
+	$(Q)cp $(addprefix build/guest/,monitor.elf monitor.elf.64 reset.bin carrier.bin carrier-init) harness/vmxlab/monitor/
 	$(Q).venv/bin/pip wheel -q --no-deps -w dist .
 
 lint: ## ruff, mypy, clang-format: all of them, whichever fails
@@ -111,4 +114,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test report test-kvm test-oracle fuzz coverage docs console image iso carrier bench wheel lint environment iso-tools browser guest clean distclean help
+.PHONY: setup run test report test-kvm test-oracle fuzz coverage docs console shell image iso carrier bench wheel lint environment iso-tools browser guest clean distclean help

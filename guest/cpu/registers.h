@@ -51,11 +51,16 @@ struct cpuid {
 	uint32_t eax, ebx, ecx, edx;
 };
 
-static inline struct cpuid cpuid(uint32_t leaf)
+static inline struct cpuid cpuid_subleaf(uint32_t leaf, uint32_t subleaf)
 {
 	struct cpuid r;
-	asm volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(0));
+	asm volatile("cpuid" : "=a"(r.eax), "=b"(r.ebx), "=c"(r.ecx), "=d"(r.edx) : "a"(leaf), "c"(subleaf));
 	return r;
+}
+
+static inline struct cpuid cpuid(uint32_t leaf)
+{
+	return cpuid_subleaf(leaf, 0);
 }
 
 /* CPUID.1:ECX[31]: never set by a processor, and by every hypervisor that tells its guests of itself. */

@@ -16,11 +16,6 @@
 #define INTERRUPTIBILITY_STI_MOV_SS (INTERRUPTIBILITY_BLOCKING_BY_STI | INTERRUPTIBILITY_BLOCKING_BY_MOV_SS)
 #define ACCESS_RIGHTS_L (1u << 13) /* SDM Vol. 3C, table 25-2: 64-bit code segment */
 
-static const char *const register_names[GENERAL_REGISTERS] = {
-	"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-	"r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15",
-};
-
 /* What the record of an exit holds besides the reason: zero values are left out. */
 static const struct {
 	const char *key;
@@ -78,7 +73,7 @@ static void report_exit(const struct exit_policy *policy, uint32_t reason, const
 	report_changed("rflags", read_field(VMCS_GUEST_RFLAGS), &last_rflags);
 	l2_registers[REGISTER_RSP] = read_field(VMCS_GUEST_RSP);
 	for (unsigned int i = 0; i < GENERAL_REGISTERS; i++)
-		report_changed(register_names[i], l2_registers[i], &last_registers[i]);
+		report_changed(record_register_keys[i], l2_registers[i], &last_registers[i]);
 	for (unsigned int i = 0; i < policy->watched_count; i++)
 		record_field(policy->watched[i], read_field(policy->watched[i]));
 	record_end();

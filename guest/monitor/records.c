@@ -15,6 +15,11 @@ enum {
 	END_CHARACTERS = 7, /* "*hhhh\r\n" */
 };
 
+const char *const record_register_keys[GENERAL_REGISTERS] = {
+	"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+	"r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15",
+};
+
 static char line[LINE_BYTES + END_CHARACTERS];
 static size_t length;
 static size_t sent;       /* how much of the line has left already */

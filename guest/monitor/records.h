@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "vmx/entry.h"
 #include "vmx/instructions.h"
 
 void record_begin(const char *kind);
@@ -38,6 +39,9 @@ void record_word(const char *key, const char *word);
 
 /* key=hex digits, two a byte, in memory order. */
 void record_bytes(const char *key, const uint8_t *bytes, size_t count);
+
+/* The keys of L2's general registers: rax, rcx, ... */
+extern const char *const record_register_keys[GENERAL_REGISTERS];
 
 /* fNNNN=0x...: a VMCS field by its encoding. */
 void record_field(uint32_t field, uint64_t value);

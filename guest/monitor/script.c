@@ -1,6 +1,7 @@
 #include "monitor/script.h"
 
 #include "cpu/apic.h"
+#include "cpu/registers.h"
 #include "cpu/traps.h"
 #include "lib/memory.h"
 #include "lib/serial.h"
@@ -9,6 +10,7 @@
 #include "monitor/reader.h"
 #include "monitor/records.h"
 #include "monitor/sweep.h"
+#include "monitor/vmcs_report.h"
 #include "protocol.h"
 #include "vmx/entry.h"
 #include "vmx/instructions.h"
@@ -191,6 +193,20 @@ static vmx_outcome op_msr(struct reader *script, bool write)
 	return outcome;
 }
 
+static void op_cpuid(struct reader *script)
+{
+	uint32_t number = take32(script);
+	struct cpuid leaf = cpuid_subleaf(number, take32(script));
+	record_begin("vmx");
+	record_word("op", "cpuid");
+	record_number("eax", leaf.eax);
+	record_number("ebx", leaf.ebx);
+	record_number("ecx", leaf.ecx);
+	record_number("edx", leaf.edx);
+	record_outcome(VMX_SUCCEED);
+	record_end();
+}
+
 static void op_apic_write(struct reader *script)
 {
 	uint32_t offset = take32(script), value = take32(script);
@@ -348,6 +364,14 @@ static vmx_outcome op_sweep(struct reader *script)
 	return outcome;
 }
 
+static vmx_outcome op_snapshot(struct reader *script)
+{
+	vmx_outcome outcome = report_snapshot(take8(script));
+	if (outcome != VMX_SUCCEED)
+		report_outcome("snapshot", outcome);
+	return outcome;
+}
+
 /* What L2 is about to execute: an image that boots by hand says it, as no harness writes it into the log. */
 static void op_code(struct reader *script)
 {
@@ -445,6 +469,9 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 	case OP_CR4:
 		*outcome = op_control_register(script, op == OP_CR4);
 		return true;
+	case OP_CPUID:
+		op_cpuid(script);
+		return true;
 	case OP_APIC_USED:
 		l1_use_apic();
 		return true;
@@ -475,6 +502,12 @@ static bool step(struct reader *script, enum op op, vmx_outcome *outcome)
 		return true;
 	case OP_MEMORY:
 		op_memory(script);
+		return true;
+	case OP_SKIP:
+		exits_skip_instruction();
+		return true;
+	case OP_SNAPSHOT:
+		*outcome = op_snapshot(script);
 		return true;
 	}
 	return false;

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from vmxlab.cases.case import Case, Limits
     from vmxlab.cases.memory import guest_ept
     from vmxlab.cases.program import Mode
-    from vmxlab.cases.reactions import on, port_is
+    from vmxlab.cases.reactions import Resume, Skip, Stop, on, port_is
     from vmxlab.console.lab import Lab
     from vmxlab.console.lab_by_need import LabByNeed
+    from vmxlab.console.live.machine import LiveMachine
+    from vmxlab.console.live.snapshot import Snapshot, diff
+    from vmxlab.console.live.stepping import StepBy
     from vmxlab.console.run import End, Exit, Outcome, OutcomeKind, Run, Verdict
     from vmxlab.sdm.controls import (
         ControlSet,
@@ -82,6 +85,7 @@ _HOMES = {
     "Lab": "console.lab",
     "LabByNeed": "console.lab_by_need",
     "Limits": "cases.case",
+    "LiveMachine": "console.live.machine",
     "MemoryType": "sdm.registers",
     "Mode": "cases.program",
     "Msr": "sdm.msrs",
@@ -95,14 +99,20 @@ _HOMES = {
     "PinControls": "sdm.controls",
     "PostedInterruptDescriptor": "structures",
     "PrimaryControls": "sdm.controls",
+    "Resume": "cases.reactions",
     "Run": "console.run",
     "SecondaryControls": "sdm.controls",
+    "Skip": "cases.reactions",
+    "Snapshot": "console.live.snapshot",
+    "StepBy": "console.live.stepping",
+    "Stop": "cases.reactions",
     "SubPagePermissionTable": "structures",
     "Verdict": "console.run",
     "VirtualApicPage": "structures",
     "VirtualizationExceptionInformation": "structures",
     "VmxBasic": "structures",
     "VmxRegion": "structures",
+    "diff": "console.live.snapshot",
     "guest_ept": "cases.memory",
     "on": "cases.reactions",
     "port_is": "cases.reactions",
@@ -129,6 +139,7 @@ __all__ = [
     "Lab",
     "LabByNeed",
     "Limits",
+    "LiveMachine",
     "MemoryType",
     "Mode",
     "Msr",
@@ -142,14 +153,20 @@ __all__ = [
     "PinControls",
     "PostedInterruptDescriptor",
     "PrimaryControls",
+    "Resume",
     "Run",
     "SecondaryControls",
+    "Skip",
+    "Snapshot",
+    "StepBy",
+    "Stop",
     "SubPagePermissionTable",
     "Verdict",
     "VirtualApicPage",
     "VirtualizationExceptionInformation",
     "VmxBasic",
     "VmxRegion",
+    "diff",
     "guest_ept",
     "on",
     "port_is",

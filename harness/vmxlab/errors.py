@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from vmxlab.console.run import Run
+    from vmxlab.console.run import Exit, Fault, Outcome, Run
+    from vmxlab.oracle.entry import Broken
 
 
 class VmxlabError(Exception):
@@ -137,6 +138,69 @@ class CoverageError(VmxlabError):
 
 class GeneralProtection(VmxlabError):
     """What the processor would answer with #GP(0): a write to a locked MSR, a reserved bit set."""
+
+
+# --- what a live machine did --------------------------------------------------------------------------------
+
+
+class LiveError(VmxlabError):
+    """What a live machine could not do. It goes on, unless it is `LiveStateLost`."""
+
+
+class InstructionFailed(LiveError):
+    """An instruction of L1 failed, or raised a fault: `outcome`."""
+
+    def __init__(self, outcome: Outcome, *, advice: str | None = None) -> None:
+        super().__init__(str(outcome), advice=advice)
+        self.outcome = outcome
+
+
+class EntryFailed(LiveError):
+    """A VM entry failed: by its `outcome`, or late, with an `exit` that says so (SDM Vol. 3C, 27.8).
+
+    `broken` are the rules of VM entry that the VMCS breaks; `exits` those of the same call before it.
+    """
+
+    def __init__(
+        self,
+        outcome: Outcome | None,
+        exit: Exit | None,
+        *,
+        broken: tuple[Broken, ...] = (),
+        exits: tuple[Exit, ...] = (),
+    ) -> None:
+        lines = [str(outcome if exit is None else exit), *(f"broken rule {rule}" for rule in broken)]
+        super().__init__("\n".join(lines))
+        self.outcome = outcome
+        self.exit = exit
+        self.broken = broken
+        self.exits = exits
+
+
+class ExitLimit(LiveError):
+    """A handler went on and on: `exits` are those that it has seen."""
+
+    def __init__(self, exits: tuple[Exit, ...]) -> None:
+        super().__init__(
+            f"the handler has gone on after {len(exits)} exits",
+            advice="limit=... allows so many; 1000 is usual",
+        )
+        self.exits = exits
+
+
+class L1Fault(LiveError):
+    """A fault in L1 that no VMX instruction raised, such as one of memory that is not there: `fault`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(
+            str(fault),
+            advice="L1 maps the first 4 GiB, address for address; the machine has 64 MiB from 0 on",
+        )
+        self.fault = fault
+
+
+class LiveStateLost(LiveError):
+    """What a live machine had set up is gone: its machine ended, or has run a case since."""
 
 
 # --- what an engine did -------------------------------------------------------------------------------------

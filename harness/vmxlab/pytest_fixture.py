@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from vmxlab.cases.case import Case
     from vmxlab.console.lab_by_need import LabByNeed
+    from vmxlab.console.live.machine import LiveMachine
     from vmxlab.console.run import Run
     from vmxlab.errors import MissingCapability
     from vmxlab.structures import Capabilities
@@ -32,6 +33,8 @@ class TestAtHand:
     """What it needs of the processor besides what its cases ask for."""
     lacking: MissingCapability | None = None
     """Why it was skipped."""
+    live: list[LiveMachine] = field(default_factory=list)
+    """The live machines that it asked for."""
     refused: Run | None = None
     """The last case that could not be run at all, with the error that the test got of it."""
     differing: list[Run] = field(default_factory=list)
@@ -42,8 +45,25 @@ class TestAtHand:
         self.runs.clear()
         self.needs.clear()
         self.lacking = None
+        self.close_live()
+        self.live.clear()
         self.refused = None
         self.differing.clear()
+
+    def close_live(self) -> None:
+        """A live machine is there for one test."""
+        for vm in self.live:
+            vm.close()
+
+    def live_sections(self) -> list[tuple[str, str]]:
+        """What the last commands of each live machine did, for the report of a failed test."""
+        sections = []
+        for vm in self.live:
+            runs = vm.link.recent
+            lines = [str(what) for run in runs for what in (*run.outcomes, *run.exits, *run.faults)]
+            title = f"vmxlab: the last {len(runs)} commands of a live machine on {vm.info.title()}"
+            sections.append((title, "\n".join([*lines, f"log: {vm.log_path}"])))
+        return sections
 
 
 class VmxlabFixture:
@@ -119,6 +139,17 @@ class VmxlabFixture:
             runs = self.lab.run_image(cases, needs=self._test.needs)
         self._test.runs += runs
         return runs
+
+    def live(self, case: Case | None = None) -> LiveMachine:
+        """A live machine, set up as `case` says and not entered; it is closed when the test ends.
+
+        A context manager, too. It is the machine that runs the cases: the next `run` undoes what it set up.
+        Skips the test where no processor model has what the case needs.
+        """
+        with self._skipping():
+            vm = self.lab.live(case, needs=self._test.needs)
+        self._test.live.append(vm)
+        return vm
 
     def require(self, *needs: Need) -> None:
         """Have the rest of the test run on a processor with all of this, or skip it where there is none.

@@ -352,6 +352,12 @@ def pytest_runtest_call(item: pytest.Item) -> None:
             fixture.require(*mark.args)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A live machine does not outlive its test."""
+    item.config.stash[_TEST].close_live()
+
+
 # --- reports -----------------------------------------------------------------------------------------------
 
 
@@ -373,6 +379,7 @@ def pytest_runtest_makereport(
     report.sections += by_need_section(runs)
     if report.failed:
         report.sections += failure_sections(runs)
+        report.sections += item.config.stash[_TEST].live_sections()
         facts["failed"] = failure_lines(runs) + _keep_reproducers(item, call, report)
     report.vmxlab = facts  # type: ignore[attr-defined]
     return report

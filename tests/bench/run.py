@@ -18,12 +18,13 @@ from pathlib import Path
 from bench_sweep import bench_sweep
 from carrier import bench_carrier
 
-from vmxlab import Case, IOBitmap, Lab, guest_ept
+from vmxlab import Case, Field, IOBitmap, Lab, Msr, guest_ept
+from vmxlab.cases.memory import PROGRAM
 from vmxlab.console.records import encode_record, parse_log
 from vmxlab.engines.choose import choose
 from vmxlab.image.compiler import compile_cases
 from vmxlab.image.frames import pack_payload
-from vmxlab.image.layout import EPT_TABLES
+from vmxlab.image.layout import CASE_BASE, EPT_TABLES
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
@@ -117,6 +118,29 @@ def bench_live(lab: Lab, count: int) -> None:
     )
 
 
+def bench_live_commands(lab: Lab, count: int) -> None:
+    """Commands of a live machine, each a round trip; without VMX those that need none."""
+    vm = lab.live()
+    commands: dict[str, Callable[[], object]] = {
+        "RDMSR": lambda: vm.rdmsr(Msr.IA32_EFER),
+        "16 bytes of memory": lambda: vm.memory[CASE_BASE : CASE_BASE + 16],
+    }
+    if vm.has_vmx:
+        commands |= {
+            "VMREAD": lambda: vm.vmread(Field.GUEST_RIP),
+            "a program entered": lambda: vm.enter("hlt"),
+            "a snapshot": vm.snapshot,
+            "a step": lambda: (setattr(vm, "rip", PROGRAM), vm.step()),
+        }
+    for what, do in commands.items():
+        do()
+        line(
+            f"live on {lab.engine.name}: {what} (median of {count})",
+            f"{median_of(do, count) * 1e3:.1f} ms",
+            "under 20 ms" if vm.has_vmx else "under 5 ms",
+        )
+
+
 def bench_import(runs: int) -> None:
     """`import vmxlab` in a fresh interpreter, less the interpreter's own start."""
     with_import = timed_process("import vmxlab", runs)
@@ -181,8 +205,11 @@ def main() -> None:
         print(f"engine: {lab.info.title()}")
         bench_start(lab, Path(name), 3 if quick else 15)
         bench_live(lab, 30 if quick else 300)
+        bench_live_commands(lab, 30 if quick else 200)
         bench_image(lab, 100 if quick else 1000)
         bench_sweep(line, lab, quick=quick)
+    with Lab("tcg") as lab:
+        bench_live_commands(lab, 30 if quick else 200)
     with tempfile.TemporaryDirectory(prefix="vmxlab-bench-") as name:
         bench_carrier(line, Path(name), quick=quick)
 

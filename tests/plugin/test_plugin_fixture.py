@@ -10,7 +10,7 @@ def test_examples_of_the_readme_pass_and_their_ids_say_where_they_ran(suite):
     examples = [block for block in blocks if "def test_" in block]
     suite.write("\n".join(examples), name="test_readme", imports=False)
     result = suite.run("-v")
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
     result.stdout.re_match_lines([rf"test_readme\.py::test_\w+{BOCHS_ID} PASSED.*"])
 
 
@@ -132,3 +132,54 @@ def test_workers_of_xdist_have_a_machine_each_and_one_report(suite):
     assert sorted(re.findall(r"name=case-(\d)", text)) == sorted("01234567" * 2)
     junit = (suite.path / "junit.xml").read_text()
     assert junit.count('name="vmx_engine" value="bochs ') == 9
+
+
+LIVE = """
+kept = []
+
+def test_plain_call(vmxlab):
+    vm = vmxlab.live()
+    kept.append(vm)
+    vm.io_bitmap.set_intercept(0x60, True)
+    assert vm.enter("in al, 0x60").reason is ExitReason.IO_INSTRUCTION
+    assert vmxlab.run(Case(program="in al, 0x60; hlt")).reasons == [ExitReason.IO_INSTRUCTION, ExitReason.HLT]
+
+def test_context(vmxlab):
+    with pytest.raises(Exception, match="closed"):
+        kept[0].resume()
+    with vmxlab.live(Case(registers={"rbx": 5})) as vm:
+        assert vm.enter("hlt").registers["rbx"] == 5
+        kept.append(vm)
+
+def test_failing(vmxlab):
+    vm = vmxlab.live()
+    assert vm.enter("cpuid").reason is ExitReason.HLT
+
+def test_lacking(vmxlab):
+    vmxlab.live(Case(enable=SecondaryControls.ENABLE_PCONFIG))
+
+def test_dying(vmxlab):
+    vm = vmxlab.live()
+    vm.vmwrite(Field.HOST_CR3, 0x3f00000)
+    vm.enter("hlt")
+
+def test_after(vmxlab):
+    assert vmxlab.live().enter("hlt").reason is ExitReason.HLT
+"""
+
+
+def test_a_live_machine_is_the_test_s_own_and_shares_the_machine(suite):
+    suite.write(LIVE)
+    result = suite.run("--vmx-log-dir", "logs")
+    result.assert_outcomes(passed=3, failed=2, skipped=1)
+    logs = list((suite.path / "logs").glob("serial-*.log"))
+    # One that died, one after it, and those of the models that were asked for PCONFIG.
+    assert sum("@live " in log.read_text() for log in logs) == 2
+    result.stdout.re_match_lines(
+        [
+            r".*vmxlab: the last \d+ commands of a live machine on bochs .*",
+            r"exit 0: CPUID, RIP 0x8000",
+            r"log: .*serial-1\.log",
+        ]
+    )
+    result.stdout.re_match_lines([r".*MachineDied: the machine ended .*triple fault.*"])

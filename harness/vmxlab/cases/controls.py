@@ -15,7 +15,6 @@ from types import MappingProxyType
 
 from vmxlab.cases.case import Case
 from vmxlab.cases.program import Mode
-from vmxlab.errors import MissingCapability
 from vmxlab.sdm.controls import (
     ControlSet,
     EntryControls,
@@ -90,7 +89,8 @@ def _compute(wish: _Wish, capabilities: Capabilities) -> Mapping[ControlSet, int
         wanted[ControlSet.of(flag)] &= ~flag
     _activate_further_sets(wanted, wish, capabilities)
     values = {controls: capabilities.adjust(controls, value) for controls, value in wanted.items()}
-    _refuse_forced(values, wish, capabilities)
+    for flag in wish.disable:
+        capabilities.require_clear(flag)
     raw = dict(wish.raw)
     values |= raw
     return MappingProxyType({c: v for c, v in values.items() if v or c in raw or c in _ALWAYS_WRITTEN})
@@ -127,17 +127,6 @@ def _activate_further_sets(wanted: dict[ControlSet, int], wish: _Wish, capabilit
             capabilities.require(flag)
             if flag not in wish.disable:
                 wanted[ControlSet.of(flag)] |= flag
-
-
-def _refuse_forced(values: dict[ControlSet, int], wish: _Wish, capabilities: Capabilities) -> None:
-    for flag in wish.disable:
-        controls = ControlSet.of(flag)
-        forced = values[controls] & flag
-        if forced:
-            bit = (forced & -forced).bit_length() - 1
-            name = capabilities.control(controls).name_of(bit)
-            msr = capabilities.control_msr(controls).name
-            raise MissingCapability(f"the 0-setting of {name}", f"{msr}[{bit}]", value=1)
 
 
 _ALWAYS_WRITTEN = (ControlSet.PIN, ControlSet.PRIMARY, ControlSet.EXIT, ControlSet.ENTRY)

@@ -30,6 +30,7 @@ from vmxlab.cli.fuzz import fuzz
 from vmxlab.cli.image import image
 from vmxlab.cli.report import report
 from vmxlab.cli.run import run
+from vmxlab.cli.shell import shell
 from vmxlab.cli.sweep import sweep
 from vmxlab.errors import MachineError, VmxlabError
 
@@ -46,7 +47,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(doctor, caps, run, sweep, fuzz, image, console, carrier),
+    *(doctor, caps, run, sweep, fuzz, image, console, shell, carrier),
     *(check, decode, diff, coverage, report),
 )
 for _command in _COMMANDS:

@@ -94,21 +94,27 @@ def json_option(command: _F) -> _F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else.")(command)
 
 
-def open_lab(engine: str, model: str | None, log_dir: Path | None, *, command: str) -> Lab:
+def open_lab(
+    engine: str, model: str | None, log_dir: Path | None, *, command: str, debugged: bool = False
+) -> Lab:
     """The lab of a command; leaving it stops its machine. Raises EngineUnavailable, LogError."""
     from vmxlab.console.lab import Lab
 
-    lab = Lab(engine, model=model, log_dir=log_dir or new_log_dir(command))
-    lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
+    lab = Lab(engine, model=model, log_dir=log_dir or new_log_dir(command), debugged=debugged)
+    if not debugged:  # what takes long to prepare has no debugger, and says so first
+        lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
     return lab
 
 
-def open_lab_by_need(engine: str, model: str | None, log_dir: Path | None, *, command: str) -> LabByNeed:
+def open_lab_by_need(
+    engine: str, model: str | None, log_dir: Path | None, *, command: str, debugged: bool = False
+) -> LabByNeed:
     """As `open_lab`; without --model each case runs on a processor model that has what it needs."""
     from vmxlab.console.lab_by_need import LabByNeed
 
-    lab = LabByNeed(engine, model=model, log_dir=log_dir or new_log_dir(command))
-    lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
+    lab = LabByNeed(engine, model=model, log_dir=log_dir or new_log_dir(command), debugged=debugged)
+    if not debugged:  # what takes long to prepare has no debugger, and says so first
+        lab.engine.prepare(lambda what: click.echo(f"vmxlab: {what}", err=True))
     return lab
 
 

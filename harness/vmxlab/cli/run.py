@@ -12,6 +12,7 @@ from vmxlab.cases.case import Case
 from vmxlab.cases.program import Mode
 from vmxlab.cli.case_files import assemble_ahead, load_cases
 from vmxlab.cli.common import Number, Status, engine_options, json_option, log_option, open_lab_by_need
+from vmxlab.cli.debugging import debugging, gdb_option, wait_for_debugger
 from vmxlab.cli.output import Output, write_json
 from vmxlab.cli.reproducers import keep_failed
 from vmxlab.console.lab_by_need import LabByNeed
@@ -61,6 +62,7 @@ _STATUS_OF = {Verdict.FAIL: Status.FAIL, Verdict.ERROR: Status.ERROR, Verdict.CR
     is_flag=True,
     help="Boot one image that holds all cases, instead of one by one.",
 )
+@gdb_option
 @engine_options
 @json_option
 @log_option
@@ -71,6 +73,7 @@ def run(
     ports: tuple[int, ...],
     msrs: tuple[int, ...],
     from_image: bool,
+    debugged: bool,
     engine: str,
     model: str | None,
     as_json: bool,
@@ -83,9 +86,16 @@ def run(
     needs what the engine's default model lacks runs on another one that has it, and the report says so.
     """
     cases = _chosen_cases(files, program, mode, ports, msrs)
+    if debugged and from_image:
+        raise click.UsageError("either --gdb or --image: an image runs its cases as soon as it is booted")
     runs = []
-    with open_lab_by_need(engine, model, log_dir, command="run") as lab:
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(open_lab_by_need(engine, model, log_dir, command="run", debugged=debugged))
+        if debugged:
+            stack.enter_context(debugging(lab.engine, lab.log_dir, own_terminal=True))
         head = _head(lab)
+        if debugged:
+            wait_for_debugger(lab.session().machine)
         output = None if as_json else Output()
         if output is not None:
             output.pairs(head.items())

@@ -31,17 +31,24 @@ from vmxlab.errors import (
     ProtocolError,
     VmxlabError,
 )
+from vmxlab.image import script
 from vmxlab.image.compiler import CompiledCase, Target, assemble_programs, compile_case
 from vmxlab.image.frames import Frame, encode_frame, pack_payload
 from vmxlab.image.monitor import load_monitor
 from vmxlab.image.rom import pack_rom
 
 if TYPE_CHECKING:
+    from vmxlab.console.live.link import LiveLink
+    from vmxlab.console.live.machine import LiveMachine
+    from vmxlab.console.records import Record
     from vmxlab.engines.base import Engine, EngineInfo, Machine
+    from vmxlab.image.code import LoadedCode
     from vmxlab.structures import Capabilities
 
 BOOT_DEADLINE_S = 30.0
 CASE_DEADLINE_S = 20.0
+DEBUGGED_DEADLINE_S = 7 * 24 * 3600.0
+"""A person with a debugger takes the time they need."""
 
 CPUID_VMX = "CPUID.1:ECX.VMX[5]"
 
@@ -52,7 +59,8 @@ class Lab:
     `engine` None or "auto" takes kvm where nested VMX is proven, else bochs (`vmxlab.engines.choose`).
     `log_dir` holds the serial logs and the engine's own; without one they lie in a temporary folder that goes
     with the lab. `case_deadline_s` is what the engine needs, where none is given. `why` is the
-    reason for this engine, where the caller chose it.
+    reason for this engine, where the caller chose it. `debugged`: someone holds the machine with a debugger
+    (`Engine.debug`), so no deadline counts, and an idle emulator is not stopped.
     """
 
     def __init__(
@@ -64,6 +72,7 @@ class Lab:
         case_deadline_s: float | None = None,
         boot_deadline_s: float = BOOT_DEADLINE_S,
         why: str | None = None,
+        debugged: bool = False,
     ) -> None:
         from vmxlab.engines.choose import choose
 
@@ -79,7 +88,8 @@ class Lab:
             log_dir = Path(self._temporary.name)
         self._log_dir = log_dir
         self._case_deadline_s = case_deadline_s or CASE_DEADLINE_S * self._engine.patience
-        self._boot_deadline_s = boot_deadline_s
+        self._boot_deadline_s = DEBUGGED_DEADLINE_S if debugged else boot_deadline_s
+        self._debugged = debugged
         self._numbers = itertools.count(0)
         self._machine: Machine | None = None
         self._processors = 1
@@ -90,6 +100,7 @@ class Lab:
         self._width = 52
         self._has_vmx: bool | None = None
         self._entries_of_past_machines: int | None = None
+        self._live: LiveLink | None = None
 
     # --- what it runs on -------------------------------------------------------------------------------
 
@@ -171,7 +182,8 @@ class Lab:
         except VmxlabError as error:
             error.locate(case=case.name or f"case {number}")
             raise
-        deadline = case.limits.seconds or self._case_deadline_s
+        deadline = self._deadline(case.limits.seconds)
+        self._live = None
         try:
             frame = encode_frame(compiled.units, self._frame)
             session.log.code(number, compiled.code)
@@ -251,9 +263,63 @@ class Lab:
         try:
             for number, compiled in waiting.items():
                 session.log.code(number, compiled.code)
-            return ImageReader(session, cases, self._boot_deadline_s, self._case_deadline_s).read()
+            return ImageReader(session, cases, self._boot_deadline_s, self._deadline()).read()
         finally:
             self._down()
+
+    # --- live ------------------------------------------------------------------------------------------
+
+    def live(self, case: Case | None = None) -> LiveMachine:
+        """A live machine on the machine that is up, set up as `case` says but not entered.
+
+        It is lost when a case runs here, or another live machine begins. Without a case it is there on a
+        processor without VMX, too. Raises as `run`, and InstructionFailed where the set-up fails.
+        """
+        from vmxlab.console.live.machine import LiveMachine
+
+        return LiveMachine(self, case)
+
+    def begin_live(self, link: LiveLink, processors: int) -> Session:
+        """Give the machine to a live machine, with what another one has set up undone. For `LiveLink`."""
+        session = self._up(processors)
+        # Any case undoes it; this one does nothing else, and shows in the log where a live session begins.
+        self._exchange(session, [script.case(next(self._numbers), "live")], self._deadline())
+        self._live = link
+        return session
+
+    def is_live(self, link: LiveLink) -> bool:
+        """Whether the machine is still this live machine's. For `LiveLink`."""
+        return self._live is link
+
+    def end_live(self, link: LiveLink) -> None:
+        """Take the machine back. For `LiveLink`."""
+        if self._live is link:
+            self._live = None
+
+    def live_exchange(
+        self, number: int, units: Sequence[bytes], deadline_s: float | None, code: LoadedCode | None
+    ) -> tuple[Session, list[Record]]:
+        """Send a live script to the machine that is up, and give its records. For `LiveLink`.
+
+        `code` is what L2 may execute in it, for the log.
+        """
+        assert self._session is not None and self._machine is not None
+        self._machine.resume()
+        if code is not None:
+            self._session.log.code(number, code)
+        units = [script.live(number), *units]
+        return self._session, self._exchange(self._session, units, self._deadline(deadline_s))
+
+    def _exchange(self, session: Session, units: Sequence[bytes], deadline_s: float) -> list[Record]:
+        try:
+            frame = encode_frame(units)
+            records = session.run_frame(frame.data, deadline_s)
+        except BaseException:
+            self._down()
+            raise
+        self._frame = frame
+        self._idle()
+        return records
 
     # --- the machine -----------------------------------------------------------------------------------
 
@@ -316,16 +382,20 @@ class Lab:
             rom_path.unlink(missing_ok=True)
         return self._session
 
+    def _deadline(self, own_s: float | None = None) -> float:
+        """How long the machine may take for a case; `own_s` is the case's own limit."""
+        return DEBUGGED_DEADLINE_S if self._debugged else own_s or self._case_deadline_s
+
     def _idle(self) -> None:
         """An emulator at its prompt costs a whole core: it sleeps until the next case."""
-        if self._machine is not None:
+        if self._machine is not None and not self._debugged:
             self._machine.pause()
 
     def _down(self) -> None:
         self._entries_of_past_machines = self.nested_entries()
         session, self._session = self._session, None
         machine, self._machine = self._machine, None
-        self._frame = None
+        self._frame = self._live = None
         if machine is not None:
             machine.stop()
         if session is not None:

@@ -25,6 +25,7 @@ from vmxlab.errors import MachineError, MissingCapability, VmxlabError
 from vmxlab.structures.capabilities import Capabilities, Need
 
 if TYPE_CHECKING:
+    from vmxlab.console.live.machine import LiveMachine
     from vmxlab.console.session import Session
     from vmxlab.engines.base import Engine, EngineInfo
     from vmxlab.image.compiler import Target
@@ -41,9 +42,10 @@ class _Choice:
 class LabByNeed:
     """One engine and, where no `model` is named, all its models. A context manager.
 
-    The arguments are those of `Lab` (`deadlines`: its two). So are the properties and methods; `needs` are
-    what the processor must have besides what a case itself asks for. `info`, `capabilities` and `target` are
-    those of the default model: a case that runs on another one may meet another MAXPHYADDR, for example.
+    The arguments are those of `Lab` (`deadlines`: its two), and so are the properties and methods; `debugged`
+    leaves the default model alone. `needs` are what the processor must have besides what a case itself asks
+    for. `info`, `capabilities` and `target` are those of the default model: a case that runs on another one
+    may meet another MAXPHYADDR, for example.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class LabByNeed:
         model: str | None = None,
         log_dir: Path | None = None,
         why: str | None = None,
+        debugged: bool = False,
         **deadlines: float,
     ) -> None:
         self._deadlines = deadlines
-        self._default = Lab(engine, model=model, log_dir=log_dir, why=why, **deadlines)
+        self._default = Lab(engine, model=model, log_dir=log_dir, why=why, debugged=debugged, **deadlines)
         self._default_model = model or self._default.engine.default_model
-        self._others: tuple[str, ...] | None = () if model is not None else None
+        # One machine is enough for a person with a debugger.
+        self._others: tuple[str, ...] | None = () if model is not None or debugged else None
         self._learnt: dict[str, tuple[EngineInfo, Capabilities]] = {}
         self._other: Lab | None = None
         self._other_model = ""
@@ -168,6 +172,12 @@ class LabByNeed:
             runs |= {n: replace(run, by_need=choice.why) for n, run in zip(numbers, results, strict=True)}
         return [runs[number] for number in range(len(cases))]
 
+    def live(self, case: Case | None = None, *, needs: Sequence[Need] = ()) -> LiveMachine:
+        """See `Lab.live`: on the first model that has what the case and `needs` ask for."""
+        if case is None and not needs:
+            return self._default.live()
+        return self._lab(self._model_with(needs, case).model).live(case)
+
     def _run(self, case: Case, number: int, needs: Sequence[Need]) -> Run:
         choice = self._model_for(case, number, needs)
         try:
@@ -239,6 +249,7 @@ class LabByNeed:
                 model=model,
                 log_dir=self._default.log_dir,
                 why=f"{self._default.info.why}; by need: a case needs what {self._default_model} lacks",
+                debugged=False,
                 **self._deadlines,
             )
             self._other_model = model

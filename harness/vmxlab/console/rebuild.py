@@ -87,7 +87,7 @@ def _run_or_error(records: Sequence[Record]) -> Run:
         )
 
 
-_CASE_KINDS = ("case", "live", "vmx", "exit", "vmcs", "sweep", "memory", "fault", "end")
+_CASE_KINDS = ("case", "live", "vmx", "exit", "vmcs", "snapshot", "sweep", "memory", "fault", "end")
 
 
 class RunBuilder:

@@ -27,6 +27,7 @@ from vmxlab.engines.process import Process
 from vmxlab.engines.streams import hang_up, peer_is_gone
 
 if TYPE_CHECKING:
+    from vmxlab.engines.debugger import DebuggerTerminal
     from vmxlab.engines.qmp import Qmp
 
 # An emulator closes its end of the serial line some milliseconds before its process can be waited for.
@@ -185,6 +186,9 @@ class Machine(ABC):
         """
         return None
 
+    def wait_for_debugger(self) -> None:  # noqa: B027  (where it has a prompt, the machine starts from there)
+        """Wait until a debugger has attached, and has let the machine run on. Raises MachineDied."""
+
     # --- end -------------------------------------------------------------------------------------------
 
     def end(self) -> MachineEnd:
@@ -301,6 +305,17 @@ class Engine(ABC):
 
         `tell` is called with what is being done, for a person who waits. Raises EngineUnavailable.
         """
+
+    def debug(self, log_dir: Path, terminal: DebuggerTerminal) -> tuple[str, ...]:
+        """Open machines under a debugger from now on; what to tell the person who has it, line by line.
+
+        `terminal` is for a debugger that has a prompt of its own. Raises EngineUnavailable where the engine
+        has no debugger.
+        """
+        raise errors.EngineUnavailable(
+            f"engine {self.name}: there is no debugger for its machines",
+            advice="on tcg and kvm it is gdb, on bochs the debugger of Bochs: --engine",
+        ).locate(engine=self.name)
 
     def close(self) -> None:  # noqa: B027  (most keep nothing)
         """End what was kept between machines. May be called again; `open` works after it, too."""

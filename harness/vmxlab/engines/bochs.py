@@ -21,6 +21,7 @@ from vmxlab import errors
 from vmxlab.engines import logs
 from vmxlab.engines.base import Availability, Engine, EngineInfo, Machine, MachineEnd
 from vmxlab.engines.bochs_config import VMX_MODELS, settings
+from vmxlab.engines.debugger import DebuggerTerminal, write_bochs_symbols
 from vmxlab.engines.loopback import accept_from, listen_on_loopback
 from vmxlab.engines.process import Child, ask, find_program, spawn
 from vmxlab.engines.rom import RomImage
@@ -114,6 +115,8 @@ class BochsEngine(Engine):
     default_model: ClassVar[str] = "corei7_skylake_x"
     l2_budget_tsc: ClassVar[int] = 1 << 27
 
+    _terminal: DebuggerTerminal | None = None
+
     def availability(self) -> Availability:
         """See `Engine.availability`."""
         try:
@@ -174,11 +177,7 @@ class BochsEngine(Engine):
                 extra=extra,
             )
             config = files.write(".bochsrc", "\n".join(lines) + "\n")
-            go_on = files.write(".debugger", "c\n")
-            command = [str(program), "-q", "-f", config.name, "-rc", go_on.name]
-            # The display library needs a terminal type, if only a dumb one.
-            environment = {"TERM": "dumb", "LC_ALL": "C"}
-            child = spawn(command, engine=self.name, output=files.output, environment=environment)
+            child = self._start(program, config.name, files)
             undo.callback(child.close)
             # While Bochs starts there is time for it.
             watch = AbortWatch(child, files.log)
@@ -192,6 +191,31 @@ class BochsEngine(Engine):
             undo.pop_all()
         listener.close()
         return machine
+
+    def _start(self, program: Path, config: str, files: logs.LogFiles) -> Child:
+        """Start Bochs: its debugger goes on at once, or has the terminal of whoever debugs."""
+        command = [str(program), "-q", "-f", config]
+        # The display library needs a terminal type, if only a dumb one.
+        environment = {"TERM": "dumb", "LC_ALL": "C"}
+        if self._terminal is None:
+            command += ["-rc", files.write(".debugger", "c\n").name]
+            return spawn(command, engine=self.name, output=files.output, environment=environment)
+        with self._terminal.ends() as ends:
+            child = spawn(
+                command, engine=self.name, output=files.output, environment=environment, terminal=ends
+            )
+        self._terminal.child = child
+        return child
+
+    def debug(self, log_dir: Path, terminal: DebuggerTerminal) -> tuple[str, ...]:
+        """See `Engine.debug`: Bochs's own debugger, which has the machine before its first instruction."""
+        symbols = write_bochs_symbols(log_dir).name  # where Bochs runs
+        self._terminal = terminal
+        return (
+            "debugger: Bochs's own, at <bochs:1>: c starts the machine, Ctrl-C stops it there, q ends it;",
+            f'          ldsym global "{symbols}", then b "script_run"; vmexitbp stops at each VM exit;',
+            "          r, creg, sreg, page ADDRESS, xp /8gx ADDRESS, u /5, s, help",
+        )
 
     def _program(self) -> Path:
         return find_bochs(self.name)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vmxlab import errors
-from vmxlab.engines.base import Availability, EngineInfo, MachineEnd
+from vmxlab.engines.base import Availability, Engine, EngineInfo, MachineEnd
 from vmxlab.engines.bochs import BochsEngine
 from vmxlab.engines.carrier.image import CarrierImage, carrier_availability, carrier_image
 from vmxlab.engines.carrier.running import ENGINE, Carrier, InnerQemu
@@ -28,6 +28,7 @@ from vmxlab.engines.rom import RomImage
 from vmxlab.image.monitor import load_carrier_parts
 
 if TYPE_CHECKING:
+    from vmxlab.engines.debugger import DebuggerTerminal
     from vmxlab.engines.qmp import Qmp
 
 _BOOT_DEADLINE_S = 180.0
@@ -152,6 +153,10 @@ class KvmInBochsEngine(QemuKvmEngine):
         """See `Engine.prepare`: builds the carrier if there is none."""
         if self._image is None:
             self._image = carrier_image(load_carrier_parts(), tell=tell)
+
+    def debug(self, log_dir: Path, terminal: DebuggerTerminal) -> tuple[str, ...]:
+        """See `Engine.debug`: its QEMU is inside of the carrier, where no gdb reaches it."""
+        return Engine.debug(self, log_dir, terminal)
 
     def open(
         self,

@@ -169,11 +169,13 @@ def spawn(
     output: Path,
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    terminal: tuple[int, int] | None = None,
 ) -> Child:
     """Start a process in the directory of its output file.
 
-    `environment` is added to our own. Raises LogError if the output file can't be made, EngineUnavailable if
-    there is no starting the process.
+    `environment` is added to our own. `terminal` are descriptors for its standard input and output; without
+    them it has no input, and writes into the file. Raises LogError if the output file can't be made,
+    EngineUnavailable if there is no starting the process.
     """
     try:
         sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -184,8 +186,8 @@ def spawn(
     def start() -> Child:
         process = subprocess.Popen(
             wrapped,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
+            stdin=subprocess.DEVNULL if terminal is None else terminal[0],
+            stdout=sink if terminal is None else terminal[1],
             stderr=sink,
             cwd=output.parent,
             env={**os.environ, **(environment or {})},

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, ClassVar
 from vmxlab import errors
 from vmxlab.engines import logs
 from vmxlab.engines.base import Availability, Engine, EngineInfo, Machine, MachineEnd
+from vmxlab.engines.debugger import GDB_ARGUMENTS, GDB_SOCKET, gdb_command
 from vmxlab.engines.process import Process, ask, find_program, spawn
 from vmxlab.engines.rom import RomImage
 
 if TYPE_CHECKING:
+    from vmxlab.engines.debugger import DebuggerTerminal
     from vmxlab.engines.qmp import Qmp, QmpEvent
 
 PROGRAM = "qemu-system-x86_64"
@@ -50,6 +52,9 @@ VIRTIO_SERIAL = (
 
 # A machine that hangs must not hold up those who only want to know a number.
 _WITNESS_S = 3.0
+
+# How often the machine is looked at while a debugger is waited for.
+_LOOK_S = 0.5
 
 _SERIAL_BUFFER_BYTES = 4 << 20
 
@@ -129,6 +134,20 @@ class QemuMachine(Machine):
                 f"{self.info.title()} {self.end().value}: it can't be reset", advice="open another machine"
             ).locate(engine=self.info.title(), log_path=self.engine_log)
         reset(self._live_monitor())
+
+    def wait_for_debugger(self) -> None:
+        """See `Machine.wait_for_debugger`: gdb stops the machine when it attaches."""
+        monitor = self._live_monitor()
+        since = 0
+        for name in ("STOP", "RESUME"):
+            while not any(event.name == name for event in monitor.events[since:]):
+                if not self.end().alive:
+                    raise errors.MachineDied(
+                        f"{self.info.title()} {self.end().value}, before a debugger had it"
+                    ).locate(engine=self.info.title(), log_path=self.engine_log)
+                with contextlib.suppress(errors.MachineHung):
+                    monitor.wait_event(name, since=since, timeout_s=_LOOK_S)
+            since += [event.name for event in monitor.events[since:]].index(name) + 1
 
     # --- start -----------------------------------------------------------------------------------------
 
@@ -210,6 +229,8 @@ class QemuMachine(Machine):
     def _release(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
+        if GDB_ARGUMENTS[1] in self.command_line():
+            (self.log_dir / GDB_SOCKET).unlink(missing_ok=True)
 
 
 def reset(monitor: Qmp) -> None:
@@ -228,6 +249,15 @@ class QemuEngine(Engine):
     """QEMU with one accelerator. There is only ever one on the command line: two mean a silent fallback."""
 
     accelerator: ClassVar[str]
+
+    _debugger: tuple[str, ...] = ()
+
+    def debug(self, log_dir: Path, terminal: DebuggerTerminal) -> tuple[str, ...]:
+        """See `Engine.debug`: QEMU's gdb stub, on a socket in the log directory."""
+        del terminal
+        command = gdb_command(log_dir)
+        self._debugger = GDB_ARGUMENTS
+        return (f"debugger: {command}",)
 
     def availability(self) -> Availability:
         """See `Engine.availability`."""
@@ -297,6 +327,7 @@ class QemuEngine(Engine):
                 *("-chardev", f"socket,id=qmp,fd={control_end.fileno()}", "-mon", "chardev=qmp,mode=control"),
                 *START_PAUSED,
                 *("-d", "guest_errors,cpu_reset", "-D", files.log.name),
+                *self._debugger,
                 *extra,
             ]
             fds = (serial_end.fileno(), control_end.fileno())

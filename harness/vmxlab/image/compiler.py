@@ -37,7 +37,7 @@ from vmxlab.sdm.controls import (
     SecondaryControls,
 )
 from vmxlab.sdm.fields import Field, FieldType
-from vmxlab.structures import Capabilities, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
+from vmxlab.structures import Capabilities, Ept, EPTPointer, IOBitmap, MsrBitmap, VmxRegion
 from vmxlab.structures.region import SHADOW_INDICATOR
 
 PREEMPTION_TIMER_MAX = 0xFFFF_FFFF
@@ -72,6 +72,16 @@ class CompiledCase:
     that the monitor gives the processor's revision identifier has it here, too."""
     code: LoadedCode
     """What L2 may execute of it."""
+
+
+def ept_tables(ept: Ept) -> list[tuple[int, bytes]]:
+    """The EPT's paging structures, each with its address. OutOfRange for more than there is room for."""
+    tables = ept.tables(layout.EPT_TABLES)
+    if len(tables) > layout.EPT_TABLES_MAX:
+        raise OutOfRange(
+            "number of EPT paging structures", len(tables), f"at most {layout.EPT_TABLES_MAX:#x} pages"
+        )
+    return tables
 
 
 def compile_cases(cases: Sequence[Case], target: Target, *, first_number: int = 0) -> list[CompiledCase]:
@@ -278,11 +288,7 @@ class _Compiler:
 
     def _lay_out_ept(self) -> int:
         ept = self.case.ept
-        tables = _default_tables() if ept is None else ept.tables(layout.EPT_TABLES)
-        if len(tables) > layout.EPT_TABLES_MAX:
-            raise OutOfRange(
-                "number of EPT paging structures", len(tables), f"at most {layout.EPT_TABLES_MAX:#x} pages"
-            )
+        tables = _default_tables() if ept is None else ept_tables(ept)
         for address, content in tables:
             self.pages.add(address, content, "EPT paging structure")
         own = self.case.eptp

@@ -1,8 +1,8 @@
 """The built monitor: its bytes and the addresses of what the harness has to know in it.
 
 In a checkout it lies in build/guest, made by `make guest`; an installed package carries it in
-vmxlab/monitor. The files are monitor.elf (guest/Makefile), reset.bin (the reset-vector stub), and the parts
-of the carrier, carrier.bin and carrier-init.
+vmxlab/monitor. The files are monitor.elf (guest/Makefile), monitor.elf.64 (the same with what a debugger
+needs), reset.bin (the reset-vector stub), and the parts of the carrier, carrier.bin and carrier-init.
 """
 
 from __future__ import annotations
@@ -55,6 +55,26 @@ class CarrierParts:
     """Its first process: a static ELF64 program."""
 
 
+@dataclass(frozen=True, slots=True)
+class MonitorSymbols:
+    """For a debugger: the monitor as an ELF64 with DWARF, and the folder of its sources, in a checkout."""
+
+    file: Path
+    sources: Path | None
+
+
+def monitor_symbols() -> MonitorSymbols:
+    """The symbols of the monitor that `load_monitor` gives. Raises ImageError where there are none."""
+    for place in _PLACES:
+        if (place / "monitor.elf").is_file():
+            file = place / "monitor.elf.64"
+            if not file.is_file():
+                raise ImageError(f"the monitor's symbols are not there: no {file}", advice=_ADVICE)
+            sources = _PACKAGE.parent.parent / "guest"
+            return MonitorSymbols(file, sources if sources.is_dir() else None)
+    raise _not_built()
+
+
 def load_carrier_parts() -> CarrierParts:
     """The carrier's parts that belong to this package. Raises ImageError where they have not been built."""
     for place in _PLACES:
@@ -75,7 +95,11 @@ def load_monitor() -> Monitor:
         if elf.is_file() and stub.is_file():
             key = (elf.stat().st_mtime_ns, stub.stat().st_mtime_ns)
             return _load(elf, stub, key)
-    raise ImageError(
+    raise _not_built()
+
+
+def _not_built() -> ImageError:
+    return ImageError(
         f"the monitor is not built: no monitor.elf and reset.bin in {' or '.join(map(str, _PLACES))}",
         advice=_ADVICE,
     )

@@ -78,6 +78,8 @@ class Op(IntEnum):
     """register u32."""
     SECOND_PROCESSOR = 39
     """program u32: the second processor runs what lies there, until the case ends."""
+    CPUID = 40
+    """leaf u32, subleaf u32: in L1."""
     REGISTERS = 48
     """mask u16, then a u64 for each set bit: L2's general registers."""
     WATCH = 49
@@ -92,6 +94,11 @@ class Op(IntEnum):
     """address u64, bytes u32: reports memory."""
     SWEEP = 54
     """Enter once for each value of a register, digest the exits; operands: `vmxlab.image.script.sweep`."""
+    SKIP = 55
+    """As the action of that name, outside of an entry: RIP past the instruction that exited."""
+    SNAPSHOT = 56
+    """all u8: reports every field of the current VMCS, and L2's general registers; where `all` is 0, only
+    what is not as the last snapshot said."""
 
 
 OP_GO_ON = 0x80

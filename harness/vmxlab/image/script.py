@@ -107,6 +107,16 @@ def enter(*, resume: bool, max_exits: int, report_vmcs: bool = True, go_on: bool
     return op(Op.ENTER, go_on=go_on) + struct.pack("<BI", how, max_exits)
 
 
+def cpuid(leaf: int, subleaf: int) -> bytes:
+    """CPUID in L1."""
+    return op(Op.CPUID) + struct.pack("<II", leaf, subleaf)
+
+
+def snapshot(*, all_: bool, go_on: bool = False) -> bytes:
+    """Have the VMCS and L2's registers reported: all of them, or what is not as in the last snapshot."""
+    return op(Op.SNAPSHOT, go_on=go_on) + bytes([all_])
+
+
 def report_memory(address: int, length: int) -> bytes:
     """Have memory reported."""
     return op(Op.MEMORY) + struct.pack("<QI", address, length)

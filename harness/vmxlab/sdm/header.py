@@ -93,14 +93,21 @@ def constants() -> Iterator[tuple[str, str, int]]:
 
 def c_header() -> str:
     """The text of `vmx_facts.h`."""
-    return "".join([_PROLOGUE, *_lines(constants()), *_writable_fields(), _EPILOGUE])
+    return "".join([_PROLOGUE, *_lines(constants()), *_field_lists(), _EPILOGUE])
 
 
-def _writable_fields() -> Iterator[str]:
-    """A list for an initializer: the fields whose values are software's own."""
-    fields = [field for field in Field if field.type is not FieldType.EXIT_INFORMATION]
-    yield "\n/* VMCS fields that software writes: all but the VM-exit information */\n"
-    yield f"#define VMCS_WRITABLE_FIELDS {', '.join(f'{int(field):#x}u' for field in fields)}\n"
+def _field_lists() -> Iterator[str]:
+    """Lists for an initializer: the fields whose values are software's own, and those of an exit."""
+    for name, what, fields in (
+        ("WRITABLE", "that software writes: all but the VM-exit information", _fields(writable=True)),
+        ("EXIT_INFORMATION", "of VM-exit information", _fields(writable=False)),
+    ):
+        yield f"\n/* VMCS fields {what} */\n"
+        yield f"#define VMCS_{name}_FIELDS {', '.join(f'{int(field):#x}u' for field in fields)}\n"
+
+
+def _fields(*, writable: bool) -> list[Field]:
+    return [field for field in Field if (field.type is not FieldType.EXIT_INFORMATION) is writable]
 
 
 def _lines(entries: Iterable[tuple[str, str, int]]) -> Iterator[str]:

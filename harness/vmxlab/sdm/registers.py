@@ -204,6 +204,18 @@ class InterruptibilityState(BitFlags):
     ENCLAVE_INTERRUPTION = 1 << 4
 
 
+class PendingDebugExceptions(BitFlags):
+    """Debug exceptions that are recognised and not delivered yet (Vol. 3C, Table 25-4)."""
+
+    B0 = 1 << 0
+    B1 = 1 << 1
+    B2 = 1 << 2
+    B3 = 1 << 3
+    ENABLED_BREAKPOINT = 1 << 12
+    BS = 1 << 14
+    RTM = 1 << 16
+
+
 class MemoryType(IntEnum):
     """Memory types as encoded in MTRRs, EPT entries and IA32_VMX_BASIC (Vol. 3A, 12.11)."""
 

@@ -222,6 +222,16 @@ class Capabilities:
             raise MissingCapability(feature, parent.bit_name(int(activator).bit_length() - 1))
         raise MissingCapability(feature, capability.bit_name(bit))
 
+    def require_clear(self, flag: BitFlags) -> None:
+        """Nothing if all controls in `flag` may be 0; else MissingCapability for the first that may not."""
+        controls = ControlSet.of(flag)
+        capability = self.control(controls)
+        forced = capability.allowed0 & int(flag)
+        if forced:
+            bit = (forced & -forced).bit_length() - 1
+            where = f"{self.control_msr(controls).name}[{bit}]"
+            raise MissingCapability(f"the 0-setting of {capability.name_of(bit)}", where, value=1)
+
     def adjust(self, controls: ControlSet, wanted: int) -> int:
         """The allowed value of this set closest to `wanted`; see `ControlCapability.adjust`."""
         return self.control(controls).adjust(wanted)

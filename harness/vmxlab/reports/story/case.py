@@ -27,10 +27,14 @@ from vmxlab.reports.runs import (
 from vmxlab.reports.story.explain import FAULT, Place
 from vmxlab.reports.story.passage import Kind, Passage
 from vmxlab.reports.tables import Value
+from vmxlab.sdm.fields import Field
 from vmxlab.sdm.instruction_errors import InstructionError
+from vmxlab.sdm.registers import GENERAL_REGISTERS
+from vmxlab.structures.vmcs_values import FieldValue
 
 _SHOWN_BYTES = 32
 _SHOWN_INSTRUCTIONS = 6
+_SHOWN_FIELDS = 6
 
 _ABOUT_THE_VMCS = frozenset(
     {InstructionError.ENTRY_INVALID_CONTROL_FIELDS, InstructionError.ENTRY_INVALID_HOST_STATE}
@@ -130,6 +134,8 @@ class CaseTeller:
             case "vmcs":
                 self._vmcs_line = self._vmcs_line or line
                 self.last = "while the VMCS was reported, after its VM entry had failed"
+            case "snapshot":
+                yield from self._snapshot(line, record)
             case "sweep":
                 yield self._sweep(line, record)
             case "memory" if not record.number("left", 0):
@@ -227,6 +233,15 @@ class CaseTeller:
         data: dict[str, Value] = {"at": f"{at:#x}", "exits": exits, "crc": f"{crc:#x}"}
         return Passage(line, Kind.SWEEP, f"sweep {number}", text, data=data)
 
+    def _snapshot(self, line: int, record: Record) -> Iterator[Passage]:
+        """What is not as in the snapshot before: of a live command, the monitor says it before each entry."""
+        self.place, self.last = Place.ENTRY, "after a snapshot of the VMCS"
+        words = [_said(key, int(text, 16)) for key, text in record.values.items()]
+        if len(words) > _SHOWN_FIELDS:
+            words[_SHOWN_FIELDS:] = [f"and {len(words) - _SHOWN_FIELDS} more"]
+        if words:
+            yield Passage(line, Kind.OUTCOME, "now", ", ".join(words), data=dict(record.values))
+
     def _memory(self, line: int) -> Passage:
         address, content = list(self.builder.memory.items())[-1]
         self.place, self.last = Place.STEP, f"after memory at {address:#x} was reported"
@@ -242,6 +257,13 @@ class CaseTeller:
         count = f"{len(run.exits)} exit{'' if len(run.exits) == 1 else 's'}"
         data = {"why": end.value, "exits": len(run.exits)}
         return Passage(line, Kind.END, "end", f"{END_WORDS[end]}; {count}", data=data)
+
+
+def _said(key: str, value: int) -> str:
+    if key in GENERAL_REGISTERS:
+        return f"{key} {value:#x}"
+    field = Field(int(key[1:], 16))
+    return f"{field.name} {FieldValue(field, value)!r}"
 
 
 def _what(outcome: Outcome) -> str:

@@ -36,7 +36,7 @@ _PROMPT = CONSOLE_PROMPT.encode()
 _REMARK = b"# "
 _ENGINE = "engine: "
 
-_IN_A_CASE = frozenset({"vmx", "exit", "vmcs", "sweep", "memory", "fault", "end"})
+_IN_A_CASE = frozenset({"vmx", "exit", "vmcs", "snapshot", "sweep", "memory", "fault", "end"})
 
 
 @dataclass(frozen=True, slots=True)
