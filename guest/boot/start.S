@@ -96,10 +96,19 @@ monitor_pdpt:
 	.skip	4096
 monitor_page_directories:
 	.skip	4 * 4096
-	.globl	monitor_stack_top
 	.skip	32768
 monitor_stack_top:
 	.skip	64
 warm_stack_top:
+
+	/*
+	 * HOST_RSP of every case, unless the case says otherwise. It is used only where a VM exit goes to another
+	 * place than vmx_exit_entry: a fault there is handled on it, and the frames of the monitor, which goes on
+	 * at its recovery point then, must not lie below.
+	 */
+	.balign	16
+	.skip	8192
+	.globl	monitor_exit_stack_top
+monitor_exit_stack_top:
 
 	.section .note.GNU-stack, "", @progbits

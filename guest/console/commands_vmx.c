@@ -264,7 +264,7 @@ static bool run_vmcs(unsigned int count, char *words[])
 
 /* --- the host-state area ----------------------------------------------------------------------------------- */
 
-extern const uint8_t monitor_tss[], monitor_gdt[], monitor_idt[], monitor_stack_top[], vmx_exit_entry[];
+extern const uint8_t monitor_tss[], monitor_gdt[], monitor_idt[], monitor_exit_stack_top[], vmx_exit_entry[];
 
 struct host_field {
 	uint32_t field;
@@ -301,7 +301,7 @@ static bool run_host(unsigned int count, char *words[])
 		{VMCS_HOST_IA32_SYSENTER_CS, 0},
 		{VMCS_HOST_IA32_SYSENTER_ESP, 0},
 		{VMCS_HOST_IA32_SYSENTER_EIP, 0},
-		{VMCS_HOST_RSP, (uintptr_t)monitor_stack_top},
+		{VMCS_HOST_RSP, (uintptr_t)monitor_exit_stack_top},
 		{VMCS_HOST_RIP, (uintptr_t)vmx_exit_entry},
 	};
 	(void)count;

@@ -106,7 +106,7 @@ def test_the_printed_command_attaches_gdb_with_symbols_and_sources(folder: Path)
             text=True,
             timeout=DEADLINE_S,
         ).stdout
-        assert re.search(r"#\d+ .*console_run \(\) at \S*monitor/console\.c:\d+", said), said
+        assert re.search(r"#\d+ .*console_run \(\) at \S*console/console\.c:\d+", said), said
         assert re.search(r'Line \d+ of "\S*monitor/main\.c" starts at address 0x1\w+ <monitor_main>', said), (
             said
         )

@@ -198,7 +198,7 @@ def paper_monitor() -> Monitor:
         reset_stub=b"VMXLABRM" + bytes(32) + b"stub " * 196 + b"end.",
         entry=0x10_0020,
         exit_entry=0x10_1111,
-        stack_top=0x10_2220,
+        exit_stack_top=0x10_2220,
         page_table_root=0x10_3000,
         gdt=0x10_4440,
         gdt_bytes=0x28,

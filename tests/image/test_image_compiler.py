@@ -133,7 +133,7 @@ def test_controls_are_those_of_the_capabilities(compiled):
 def test_the_host_state_leads_back_into_the_monitor(compiled, paper_monitor):
     fields = compiled().fields
     assert fields[Field.HOST_RIP] == paper_monitor.exit_entry
-    assert fields[Field.HOST_RSP] == paper_monitor.stack_top
+    assert fields[Field.HOST_RSP] == paper_monitor.exit_stack_top
     assert fields[Field.HOST_CR3] == paper_monitor.page_table_root
     assert fields[Field.HOST_GDTR_BASE] == paper_monitor.gdt
     assert fields[Field.HOST_IDTR_BASE] == paper_monitor.idt

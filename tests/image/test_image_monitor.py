@@ -33,10 +33,10 @@ def refusal() -> ImageError:
 def test_the_monitor_lies_where_the_layout_says(monitor):
     assert len(monitor.code) % 4 == 0
     assert layout.MONITOR_BASE <= monitor.entry < layout.MONITOR_BASE + len(monitor.code)
-    for name in ("exit_entry", "stack_top", "page_table_root", "gdt", "idt", "tss"):
+    for name in ("exit_entry", "exit_stack_top", "page_table_root", "gdt", "idt", "tss"):
         assert layout.MONITOR_BASE < getattr(monitor, name) <= layout.MONITOR_LIMIT, name
     assert monitor.page_table_root % 4096 == 0
-    assert monitor.stack_top % 16 == 0
+    assert monitor.exit_stack_top % 16 == 0
     assert monitor.gdt_bytes > layout.SELECTOR_TSS + 15, "a TSS descriptor has 16 bytes"
     assert monitor.idt_bytes == 256 * 16 or monitor.idt_bytes >= 32 * 16
 

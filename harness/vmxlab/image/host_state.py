@@ -35,7 +35,7 @@ def host_state(monitor: Monitor, capabilities: Capabilities) -> Mapping[Field, i
         Field.HOST_TR_BASE: monitor.tss,
         Field.HOST_GDTR_BASE: monitor.gdt,
         Field.HOST_IDTR_BASE: monitor.idt,
-        Field.HOST_RSP: monitor.stack_top,
+        Field.HOST_RSP: monitor.exit_stack_top,
         Field.HOST_RIP: monitor.exit_entry,
     }
     for name in ("ES", "SS", "DS", "FS", "GS"):

@@ -36,7 +36,7 @@ class Monitor:
     """The 32-bit entry."""
     exit_entry: int
     """HOST_RIP."""
-    stack_top: int
+    exit_stack_top: int
     page_table_root: int
     gdt: int
     gdt_bytes: int
@@ -148,7 +148,7 @@ def _load(elf_path: Path, stub_path: Path, _key: tuple[int, int]) -> Monitor:
         reset_stub=stub,
         entry=int(entry),
         exit_entry=symbol("vmx_exit_entry")[0],
-        stack_top=symbol("monitor_stack_top")[0],
+        exit_stack_top=symbol("monitor_exit_stack_top")[0],
         page_table_root=symbol("monitor_pml4")[0],
         gdt=symbol("monitor_gdt")[0],
         gdt_bytes=symbol("monitor_gdt")[1],
