@@ -21,7 +21,10 @@ setup: guest ## install what is missing, make .venv, build the monitor
 run: guest ## boot a first case and show what it did
 	$(Q).venv/bin/vmxlab run $(ARGS)
 
-test: guest iso-tools browser ## the whole suite
+test: guest iso-tools browser ## the suite, less the tests that are marked slow
+	$(Q).venv/bin/pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: guest iso-tools browser ## the whole suite: what CI runs
 	$(Q).venv/bin/pytest -n $(JOBS) $(ARGS)
 
 # The page is made of what did run, also where tests failed or the session was stopped.
@@ -114,4 +117,4 @@ distclean: clean ## remove .venv too
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
 
-.PHONY: setup run test report test-kvm test-oracle fuzz coverage docs console shell image iso carrier bench wheel lint environment iso-tools browser guest clean distclean help
+.PHONY: setup run test test-all report test-kvm test-oracle fuzz coverage docs console shell image iso carrier bench wheel lint environment iso-tools browser guest clean distclean help

@@ -37,6 +37,7 @@ def file(folder: Path) -> Path:
     return write(folder / "coverage.jsonl", "bochs", 10, 12)
 
 
+@pytest.mark.slow
 def test_a_session_of_pytest_is_read(vmxlab_cli, folder: Path) -> None:
     (folder / "test_it.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--vmx-engine", "bochs"]

@@ -268,6 +268,7 @@ boot: cdrom
 """
 
 
+@pytest.mark.slow
 @needs_grub
 @pytest.mark.skipif(
     not all(Path(line.split("file=")[1]).exists() for line in FIRMWARE.splitlines() if "file=" in line),

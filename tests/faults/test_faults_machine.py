@@ -119,6 +119,7 @@ def test_emulator_killed_while_it_boots_is_told_apart_from_a_dead_processor(open
     assert len(lab.machines) == 2
 
 
+@pytest.mark.slow
 @both
 def test_emulator_stopped_while_it_boots_is_a_hang(open_lab, engine):
     lab = open_lab(engine, boot_deadline_s=0.5)
@@ -188,6 +189,7 @@ def test_record_that_the_death_cut_short_is_no_data_and_stays_in_the_log(lab, ke
     assert_goes_on(lab)
 
 
+@pytest.mark.slow
 def test_emulator_stopped_in_the_middle_of_a_case_is_a_hang_within_the_deadline(lab):
     lab.session()
     case = Case(name="stopped", program=STREAM.program, limits=Limits(exits=10_000_000, seconds=2))

@@ -8,6 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from vmxlab.console.records import encode_record
 from vmxlab.engines import bochs
 from vmxlab.engines.loopback import listen_on_loopback
@@ -103,6 +105,7 @@ def test_each(vmxlab, number):
 """
 
 
+@pytest.mark.slow
 def test_two_suites_at_once_in_one_checkout_do_not_disturb_each_other(tmp_path):
     suites = {}
     for mark in ("one", "two"):

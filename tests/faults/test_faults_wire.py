@@ -114,6 +114,7 @@ def test_case_whose_damaged_end_and_next_beginning_run_together_is_told(lab):
     assert_good(runs[2], 2)
 
 
+@pytest.mark.slow
 def test_damaged_prompt_is_a_hang_with_all_that_came_before_it(lab):
     def down(line):
         ended.append(line.startswith(b"@end "))

@@ -38,6 +38,7 @@ def test_same_elf_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.strftime("%Y%m%d").encode() not in first.data
 
 
+@pytest.mark.slow
 def test_date_in_it_is_the_one_that_a_reproducible_build_names(
     monkeypatch: pytest.MonkeyPatch, bios_only: Path
 ) -> None:

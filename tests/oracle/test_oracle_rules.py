@@ -63,7 +63,7 @@ def reasons(prediction):
 )
 def test_an_instruction_that_exits(predicted, program, controls, expected):
     """Vol. 3C, 26.1.2 and 26.1.3."""
-    prediction = predicted(f"nop; {program}", enable=controls)
+    prediction = predicted(f"nop; {program}; hlt", enable=controls)
     assert prediction.exits[0].reason is expected
     assert prediction.exits[0].rip == PROGRAM + 1
     assert all(rule.section.startswith("Vol. 3") for rule in prediction.exits[0].rules)

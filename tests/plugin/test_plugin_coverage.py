@@ -126,7 +126,10 @@ def test_without_a_machine(): pass
 """
 
 
-@pytest.mark.parametrize("workers", [False, True], ids=["alone", "two workers"])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(False, id="alone"), pytest.param(True, id="two workers", marks=pytest.mark.slow)],
+)
 def test_coverage_file_tells_what_each_test_saw_lacked_or_differs_in(suite, workers):
     suite.write(COVERED)
     run = suite.run_workers if workers else suite.run

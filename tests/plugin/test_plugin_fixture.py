@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from .conftest import BOCHS_ID, README
 
 
@@ -113,6 +115,7 @@ def test_differs(vmxlab): pass
 """
 
 
+@pytest.mark.slow
 def test_workers_of_xdist_have_a_machine_each_and_one_report(suite):
     """The summary counts all; a failure shows its records; what a marker gets wrong is an error."""
     suite.write(IN_WORKERS)

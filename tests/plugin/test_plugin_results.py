@@ -68,6 +68,7 @@ def test_each_test_has_its_verdict_and_its_cases(suite):
     check(suite, results, tests)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_with_workers_though_one_dies_and_a_file_can_not_be_collected(suite):
     suite.write(SUITE + WITH_WORKERS)
     suite.write("import no_such_module", "test_other", imports=False)

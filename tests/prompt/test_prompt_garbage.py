@@ -85,6 +85,7 @@ def no_frame(data):
     return data.replace(bytes([CONSOLE_FRAME]), b"")
 
 
+@pytest.mark.slow
 def test_ten_thousand_lines_of_garbage(prompt):
     """Every byte there is, in short lines."""
     source = random.Random(1)

@@ -60,6 +60,7 @@ def build(agreement, probe):
     return result
 
 
+@pytest.mark.slow
 def test_random_entries_and_accesses(agreement):
     """Vol. 3A, chapter 4; Vol. 3C, 29.3: what happens, what is recorded, which flags are set."""
     total = Counter()

@@ -23,7 +23,10 @@ RSP = 4
 if TYPE_CHECKING:
     from iced_x86 import Instruction
 
-_ARITHMETIC = RFLAGS.CF | RFLAGS.PF | RFLAGS.AF | RFLAGS.ZF | RFLAGS.SF | RFLAGS.OF
+# Plain numbers: these are looked at with every instruction, and an IntFlag takes ten times as long.
+_PE, _LMA, _VM = int(CR0.PE), int(EFER.LMA), int(RFLAGS.VM)
+_FLAGS = {flag.name.lower(): int(flag) for flag in RFLAGS if flag.name}
+_ARITHMETIC = sum(_FLAGS[name] for name in ("cf", "pf", "af", "zf", "sf", "of"))
 
 UNUSABLE = 1 << 16
 """Of a segment's access rights (SDM Vol. 3C, table 25-2)."""
@@ -198,11 +201,11 @@ class Processor:
     @property
     def mode(self) -> Mode:
         """By CR0.PE, IA32_EFER.LMA and CS.L; virtual-8086 mode is not known here."""
-        if not self.cr0 & CR0.PE:
+        if not self.cr0 & _PE:
             return Mode.REAL
-        if self.rflags.bit(RFLAGS.VM) is not False:
+        if self.rflags.bit(_VM) is not False:
             raise CannotTell("virtual-8086 mode")
-        if self.efer & EFER.LMA:
+        if self.efer & _LMA:
             return Mode.LONG if self.segments["cs"].rights & LONG_CODE else Mode.COMPATIBILITY
         return Mode.PROTECTED
 
@@ -221,7 +224,7 @@ class Processor:
     @property
     def cpl(self) -> int:
         """DPL of SS (SDM Vol. 3C, 25.4.1); 0 in real mode."""
-        return self.segments["ss"].dpl if self.cr0 & CR0.PE else 0
+        return self.segments["ss"].dpl if self.cr0 & _PE else 0
 
     def require_cpl0(self) -> None:
         """#GP(0) for CPL above 0."""
@@ -273,13 +276,13 @@ class Processor:
     def set_flags(self, **flags: bool | None) -> None:
         """Set flags by name (cf, zf, ...); None is not known, or undefined."""
         for name, value in flags.items():
-            mask = int(RFLAGS[name.upper()])
+            mask = _FLAGS[name]
             new = Bits(0, 0) if value is None else Bits(mask if value else 0, mask)
             self.rflags = self.rflags.with_bits(mask, new)
 
     def forget_arithmetic_flags(self) -> None:
         """Nothing is known of CF, PF, AF, ZF, SF, OF any more."""
-        self.rflags = self.rflags.with_bits(int(_ARITHMETIC), NOTHING_KNOWN)
+        self.rflags = self.rflags.with_bits(_ARITHMETIC, NOTHING_KNOWN)
 
     def note(self, why: str) -> None:
         """Something is unknown from now on, which does not end the prediction."""
