@@ -23,20 +23,7 @@ NAMES = {".".join(("vmxlab", *path.relative_to(PACKAGE).with_suffix("").parts)) 
 # Each layer may import itself and those before it. Where two stand on one step, only the later may import the
 # earlier one: the console knows engines, an engine knows no console.
 LAYERS = ("sdm", "structures", "cases", "image", "oracle", "engines", "console", "reports", "cli")
-TOP = (
-    "pytest_plugin",
-    "pytest_fixture",
-    "pytest_coverage",
-    "pytest_oracle",
-    "pytest_results",
-    "pytest_assertion",
-    "pytest_github",
-    "pytest_reproducer",
-    "pytest_reports",
-    "demo",
-    "__init__",
-    "__main__",
-)
+TOP = ("pytest_plugin", "demo", "__init__", "__main__")
 EVERYWHERE = ("errors",)
 
 HEAVY = {"pexpect", "rich", "click", "elftools", "qemu", "asyncio", "iced_x86", "platformdirs", "bitarray"}

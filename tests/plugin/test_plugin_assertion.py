@@ -4,7 +4,7 @@ import pytest
 
 from vmxlab import Case, Run
 from vmxlab.console.run import Exit
-from vmxlab.pytest_assertion import failed_assertion
+from vmxlab.pytest_plugin.assertion import failed_assertion
 
 FIRST, SECOND = (Run(Case(), n, exits=(Exit(0, 12), Exit(1, 10))) for n in range(2))
 RUNS = [FIRST, SECOND]

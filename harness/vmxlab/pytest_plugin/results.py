@@ -17,10 +17,10 @@ import pytest
 
 from vmxlab import __version__
 from vmxlab.errors import CoverageError, MachineError, VmxlabError
-from vmxlab.pytest_reproducer import REPRODUCER_SECTION
+from vmxlab.pytest_plugin.reproducer import REPRODUCER_SECTION
 
 if TYPE_CHECKING:
-    from vmxlab.pytest_fixture import TestAtHand
+    from vmxlab.pytest_plugin.fixture import TestAtHand
     from vmxlab.reports.coverage_file import CoverageWriter
     from vmxlab.reports.results.facts import FactsWriter
     from vmxlab.reports.results.model import TestVerdict

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vmxlab.errors import CoverageError
-from vmxlab.pytest_fixture import TestAtHand
+from vmxlab.pytest_plugin.fixture import TestAtHand
 from vmxlab.reports.coverage_file import CoverageWriter, seen_line
 
 

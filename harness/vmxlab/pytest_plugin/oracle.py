@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmxlab.pytest_fixture import TestAtHand
+from vmxlab.pytest_plugin.fixture import TestAtHand
 
 if TYPE_CHECKING:
     from vmxlab.console.check import Comparison

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmxlab.pytest_assertion import failed_assertion
-from vmxlab.pytest_fixture import TestAtHand
+from vmxlab.pytest_plugin.assertion import failed_assertion
+from vmxlab.pytest_plugin.fixture import TestAtHand
 
 if TYPE_CHECKING:
     from vmxlab.console.run import Run

@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmxlab.pytest_coverage import Recorder, coverage_line, without_engine
-from vmxlab.pytest_fixture import TestAtHand, VmxlabFixture
-from vmxlab.pytest_github import Annotations, in_github_actions
-from vmxlab.pytest_oracle import OracleCheck
-from vmxlab.pytest_reports import (
+from vmxlab.pytest_plugin.coverage import Recorder, coverage_line, without_engine
+from vmxlab.pytest_plugin.fixture import TestAtHand, VmxlabFixture
+from vmxlab.pytest_plugin.github import Annotations, in_github_actions
+from vmxlab.pytest_plugin.oracle import OracleCheck
+from vmxlab.pytest_plugin.reports import (
     by_need_section,
     exits_differ,
     failure_lines,
     failure_sections,
     run_properties,
 )
-from vmxlab.pytest_reproducer import REPRODUCER_PROPERTY, FailedTest
-from vmxlab.pytest_results import Facts, ResultsRecorder
+from vmxlab.pytest_plugin.reproducer import REPRODUCER_PROPERTY, FailedTest
+from vmxlab.pytest_plugin.results import Facts, ResultsRecorder
 from vmxlab.reports.coverage_file import processor_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmxlab.pytest_fixture import VmxlabFixture
+from vmxlab.pytest_plugin.fixture import VmxlabFixture
 
 if TYPE_CHECKING:
     from vmxlab.cases.source import Asserted
