@@ -1,6 +1,7 @@
 """The fixture `vmxlab`: one machine, every case in a test, and a crash that is one test's own."""
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -171,10 +172,29 @@ def test_after(vmxlab):
 """
 
 
+def exits_in_junit(path):
+    """The exits of each test that had some and ended."""
+    tests = ElementTree.parse(path).iter("testcase")
+    names = {"test_plain_call", "test_context", "test_failing"}
+    return {
+        test.get("name").partition("[")[0]: int(prop.get("value"))
+        for test in tests
+        for prop in test.iter("property")
+        if prop.get("name") == "vmx_exits" and test.get("name").partition("[")[0] in names
+    }
+
+
 def test_a_live_machine_is_the_test_s_own_and_shares_the_machine(suite):
     suite.write(LIVE)
-    result = suite.run("--vmx-log-dir", "logs")
+    result = suite.run("--vmx-log-dir", "logs", "--junit-xml", "junit.xml")
     result.assert_outcomes(passed=3, failed=2, skipped=1)
+    # Two exits of a case, and one of each VM entry of a live machine.
+    assert exits_in_junit(suite.path / "junit.xml") == {
+        "test_plain_call": 3,
+        "test_context": 1,
+        "test_failing": 1,
+    }
+    result.stdout.re_match_lines([r"vmxlab: bochs .* ran 1 cases with 6 exits in \d tests"])
     logs = list((suite.path / "logs").glob("serial-*.log"))
     # One that died, one after it, and those of the models that were asked for PCONFIG.
     assert sum("@live " in log.read_text() for log in logs) == 2

@@ -406,13 +406,14 @@ def _info_of(item: pytest.Item, run: Run) -> EngineInfo | None:
 def _add_properties(item: pytest.Item) -> None:
     engine = _engine_of(item)
     assert engine is not None
-    about, runs = _about(item.config, engine), item.config.stash[_TEST].runs
-    infos = [info for run in runs if (info := _info_of(item, run)) is not None]
+    about, test = _about(item.config, engine), item.config.stash[_TEST]
+    infos = [info for run in test.runs if (info := _info_of(item, run)) is not None]
+    infos += [vm.info for vm in test.live]
     if not infos:
         from vmxlab.engines.base import EngineInfo
 
         infos = [EngineInfo(about.name, about.version, about.model, about.why)]
-    item.user_properties += run_properties(runs, infos)
+    item.user_properties += run_properties(test.runs, test.live, infos)
 
 
 def _tells_coverage(config: pytest.Config) -> bool:
@@ -436,6 +437,8 @@ def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestRep
             counts = ran.setdefault(fixture.lab.info_of(run).title(), [0, 0])
             counts[0] += 1
             counts[1] += len(run.exits)
+        for vm in test.live:
+            ran.setdefault(vm.info.title(), [0, 0])[1] += vm.entries
         facts["ran"] = ran
     if _tells_coverage(item.config):
         engine = _engine_of(item)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vmxlab.console.live.machine import LiveMachine
     from vmxlab.console.run import Exit, Run
     from vmxlab.engines.base import EngineInfo
 
@@ -58,14 +59,20 @@ def by_need_section(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [("vmxlab: processor model by need", "\n".join(lines))] if lines else []
 
 
-def run_properties(runs: Sequence[Run], infos: Sequence[EngineInfo]) -> list[tuple[str, object]]:
-    """What stands in JUnit of a test: its runs; and `infos`, one or more: what they ran on, or would have."""
-    logs = [str(run.log_path) for run in runs if run.log_path is not None]
+def run_properties(
+    runs: Sequence[Run], live: Sequence[LiveMachine], infos: Sequence[EngineInfo]
+) -> list[tuple[str, object]]:
+    """What stands in JUnit of a test: its runs and live machines.
+
+    `infos`, one or more: what they ran on, or would have. Each VM entry of a live machine is an exit.
+    """
+    paths = [*(run.log_path for run in runs), *(vm.log_path for vm in live)]
+    logs = [str(path) for path in paths if path is not None]
     return [
         ("vmx_engine", f"{infos[0].name} {infos[0].version}"),
         ("vmx_model", ",".join(dict.fromkeys(info.model for info in infos))),
         ("vmx_cases", len(runs)),
-        ("vmx_exits", sum(len(run.exits) for run in runs)),
+        ("vmx_exits", sum(len(run.exits) for run in runs) + sum(vm.entries for vm in live)),
         *(("vmx_log", log) for log in logs[-1:]),
     ]
 
