@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmxlab.pytest_plugin.coverage import Recorder, coverage_line, without_engine
+from vmxlab.pytest_plugin.engines import (
+    OPTION,
+    as_parameter,
+    engine_named,
+    engine_of_marker,
+    engines_of_session,
+)
 from vmxlab.pytest_plugin.fixture import TestAtHand, VmxlabFixture
 from vmxlab.pytest_plugin.github import Annotations, in_github_actions
 from vmxlab.pytest_plugin.oracle import OracleCheck
@@ -57,14 +62,13 @@ _KNOWN = pytest.StashKey[str]()
 """The key of the known difference for which a test is expected to fail."""
 _WORKER_ENTRIES = "vmx_entries"
 _WORKER_PROCESSORS = "vmx_processors"
-_OPTION = "--vmx-engine"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options."""
     group = parser.getgroup("vmxlab", "vmxlab: VMX exit tests")
     group.addoption(
-        _OPTION,
+        OPTION,
         default=None,
         metavar="NAME[,NAME...]",
         help="engines: auto (default), bochs, kvm, kvm-in-bochs, tcg; several run each test on each",
@@ -108,7 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
     counted: Counter[str] = Counter()
     config.stash[_ENTRIES] = counted
     if config.option.vmx_engine is not None:
-        _described(config)  # an engine that was named and can't run ends the session before it starts
+        engines_of_session(config)  # an engine that was named and can't run ends the session before it starts
     if config.option.vmx_oracle:
         config.pluginmanager.register(_oracle_check(config), "vmxlab-oracle")
     workerinput = getattr(config, "workerinput", None)
@@ -138,7 +142,7 @@ def _oracle_check(config: pytest.Config) -> OracleCheck:
 
     def about(item: pytest.Item) -> tuple[str, str] | None:
         name = _engine_of(item)
-        return None if name is None else (name, _about(config, name).version)
+        return None if name is None else (name, engine_named(config, name).version)
 
     return OracleCheck(lambda: config.stash[_TEST], about)
 
@@ -170,110 +174,33 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 # --- which engine ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Described:
-    """An engine that tests run on, as far as can be told without booting it."""
-
-    name: str
-    version: str
-    model: str
-    why: str
-    named_model: str | None = None
-    """The model, where a user named it: then no case runs on another one."""
-    problem: str | None = None
-    """Why it can't run here; only for one that a marker names."""
-
-    @property
-    def test_id(self) -> str:
-        """What stands in the test's id."""
-        return f"{self.name}-{self.version}-{self.model}"
-
-
-def _engine_names(config: pytest.Config) -> list[str | None]:
-    names = [name.strip() for name in (config.option.vmx_engine or "").split(",")]
-    return [name for name in names if name] or [None]
-
-
-def _describe(name: str | None, model: str | None, named_by: str) -> _Described:
-    from vmxlab.engines.choose import choose
-
-    engine, why = choose(name, model, named_by=named_by)
-    engine.prepare(lambda what: print(f"vmxlab: {what}", file=sys.stderr, flush=True))
-    version = engine.availability().version or "unknown"
-    return _Described(engine.name, version, model or engine.default_model, why, model)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that uses the fixture on each engine, and say in its id which."""
     if _FIXTURE not in metafunc.fixturenames:
         return
     try:
-        described = _described(metafunc.config)
+        described = engines_of_session(metafunc.config)
     except pytest.UsageError as error:  # "auto" found none
         raise pytest.Collector.CollectError(str(error)) from None
     more = [
-        _described_by_marker(metafunc.config, name)
+        engine_of_marker(metafunc.config, name)
         for mark in metafunc.definition.iter_markers("vmx_also_on")
         for name in mark.args
         if name not in {about.name for about in described}
     ]
     metafunc.parametrize(
         _FIXTURE,
-        [about.name for about in described] + [_marked(about) for about in more],
+        [about.name for about in described] + [as_parameter(about) for about in more],
         ids=[about.test_id for about in (*described, *more)],
         indirect=True,
         scope="session",
     )
 
 
-def _marked(about: _Described) -> Any:
-    """The parameter for an engine that a marker names."""
-    marks = [] if about.problem is None else [pytest.mark.skip(reason=about.problem)]
-    return pytest.param(about.name, marks=marks)
-
-
-_DESCRIBED = pytest.StashKey[list[_Described]]()
-_BY_MARKER = pytest.StashKey[dict[str, _Described]]()
-
-
-def _described(config: pytest.Config) -> list[_Described]:
-    """The engines of this session."""
-    from vmxlab.errors import EngineUnavailable
-
-    if _DESCRIBED not in config.stash:
-        model = config.option.vmx_model
-        try:
-            described = [_describe(name, model, _OPTION) for name in _engine_names(config)]
-        except EngineUnavailable as error:
-            raise pytest.UsageError(str(error)) from None
-        # "auto" may be one that is named as well.
-        config.stash[_DESCRIBED] = list({about.name: about for about in described}.values())
-    return config.stash[_DESCRIBED]
-
-
-def _described_by_marker(config: pytest.Config, name: str) -> _Described:
-    """An engine that a test names, with its default model; where it can't run, that is a skip."""
-    from vmxlab.errors import EngineUnavailable
-
-    found = config.stash.setdefault(_BY_MARKER, {})
-    if name not in found:
-        try:
-            found[name] = _describe(name, None, "the marker vmx_also_on")
-        except EngineUnavailable as error:
-            found[name] = _Described(name, "unavailable", "none", "", problem=str(error))
-    return found[name]
-
-
-def _about(config: pytest.Config, name: str) -> _Described:
-    """The description of an engine that some test runs on."""
-    session = {about.name: about for about in _described(config)}
-    return session[name] if name in session else _described_by_marker(config, name)
-
-
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Engine, version, processor model, and why."""
     try:
-        described = _described(config)
+        described = engines_of_session(config)
     except pytest.UsageError as error:
         return [f"vmxlab: {line}" for line in str(error).splitlines()]
     return [f"vmxlab: {a.name} {a.version} ({a.model}); {a.why}" for a in described]
@@ -288,7 +215,7 @@ def vmxlab_fixture(request: pytest.FixtureRequest) -> Iterator[VmxlabFixture]:
     from vmxlab.console.lab_by_need import LabByNeed
 
     config = request.config
-    about = _about(config, getattr(request, "param", _described(config)[0].name))
+    about = engine_named(config, getattr(request, "param", engines_of_session(config)[0].name))
     log_dir = Path(config.option.vmx_log_dir)
     with LabByNeed(about.name, model=about.named_model, log_dir=log_dir, why=about.why) as lab:
         yield VmxlabFixture(lab, config.stash[_TEST])
@@ -317,7 +244,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 continue
             known = KNOWN_DIFFERENCES[mark.args[0]]
             engine = _engine_of(item)
-            if engine is not None and known.applies(engine, _about(config, engine).version):
+            if engine is not None and known.applies(engine, engine_named(config, engine).version):
                 item.add_marker(pytest.mark.xfail(reason=f"known difference: {known}", strict=True))
                 item.stash[_KNOWN] = mark.args[0]
 
@@ -406,7 +333,7 @@ def _info_of(item: pytest.Item, run: Run) -> EngineInfo | None:
 def _add_properties(item: pytest.Item) -> None:
     engine = _engine_of(item)
     assert engine is not None
-    about, test = _about(item.config, engine), item.config.stash[_TEST]
+    about, test = engine_named(item.config, engine), item.config.stash[_TEST]
     infos = [info for run in test.runs if (info := _info_of(item, run)) is not None]
     infos += [vm.info for vm in test.live]
     if not infos:
@@ -443,7 +370,7 @@ def _facts(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestRep
     if _tells_coverage(item.config):
         engine = _engine_of(item)
         assert engine is not None
-        about, key = _about(item.config, engine), item.stash.get(_KNOWN, None)
+        about, key = engine_named(item.config, engine), item.stash.get(_KNOWN, None)
         where = {"engine": engine, "version": about.version}
         where["test"] = without_engine(item.nodeid, about.test_id)
         facts["coverage"] = coverage_line(report, test, key, where)
