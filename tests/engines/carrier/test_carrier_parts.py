@@ -239,6 +239,11 @@ def test_a_lean_module_lost_the_names_of_two_sections(module):
     assert set(after) - set(before) == {"-_mcount_loc", "-BTF", ".rela-_mcount_loc"}
     assert len(lean) == len(module)
     unnamed = modules.without_names(module, modules.HIDDEN_SECTIONS, "m")
+    *kept, _ = sections(unnamed).values()  # the last is the table of names
+    assert kept == list(before.values())[:-1]
+    # What else a lean one differs in is what the tracer's calls make: the next test.
+    untraced = sections(modules.without_tracing(module, "m"))
+    assert list(after.values())[:-1] == list(untraced.values())[:-1]
     assert sum(a != b for a, b in zip(module, unnamed, strict=True)) == 2
 
 
